@@ -70,8 +70,11 @@ class Domain:
         self.programs = programs
         self.locked = locked
 
-    def mask(self) -> int:
-        """The capability set as the kernel's bit mask."""
+    def mask(self, available: int) -> int:
+        """The capability set as the kernel's bit mask; `available` is what the agent itself was started with, which "ALL"
+        stands for."""
+        if "ALL" in self.caps:
+            return available
         return sum(1 << CAPABILITIES[c] for c in self.caps)
 
 
@@ -100,13 +103,7 @@ DOMAINS: Final = (
         "hook",
         "root",
         {
-            "CHOWN": "the administrator's scripts run as with qemu-ga",
-            "DAC_OVERRIDE": "the administrator's scripts run as with qemu-ga",
-            "DAC_READ_SEARCH": "the administrator's scripts run as with qemu-ga",
-            "FOWNER": "the administrator's scripts run as with qemu-ga",
-            "KILL": "the administrator's scripts run as with qemu-ga; and to end them at the time limit",
-            "SETGID": "database hooks become the database's user (su, runuser)",
-            "SETUID": "database hooks become the database's user (su, runuser)",
+            "ALL": "the administrator's scripts quiesce whatever they like (databases, LVM, containers), as with qemu-ga",
         },
         "runs the administrator's freeze and thaw hook; only fs may ask it",
         channel="fs",
@@ -177,9 +174,7 @@ DOMAINS: Final = (
         "exec",
         "root",
         {
-            "SETUID": "programs run as the user that policy names",
-            "SETGID": "programs run as the user that policy names",
-            "KILL": "ends a program's whole process group",
+            "ALL": "programs for the host are root's where policy lets them run at all, as with qemu-ga",
         },
         "runs programs for the host",
         programs=True,

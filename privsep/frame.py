@@ -27,6 +27,11 @@ DATAGRAM: Final = PART + 1
 LIMIT: Final = 72 * 1024 * 1024  # bytes of one whole frame: the largest request the wire admits, with room to spare
 DEPTH: Final = 32  # containers inside each other; the deepest result in the command table has six
 
+# Verbs that are no command: the first frame of a connection, "do you hold state?", "that reply was written to the host".
+HELLO: Final = -1
+IDLE: Final = -2
+DELIVERED: Final = -3
+
 _LAST: Final = b"\x00"
 _MORE: Final = b"\x01"
 

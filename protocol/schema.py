@@ -84,3 +84,131 @@ class Alternate:
         self.name = name
         self.scalar = scalar
         self.enum = enum
+
+
+# -- arguments: what the host sent
+
+_ABSENT: Final = object()
+
+
+def check_arguments(command_args: tuple[Arg, ...], given: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of one request, checked: declared members only, uint64 wrapped to be positive.
+
+    Raises CommandError with the text for the first offence in the peer's order."""
+    return _members(command_args, given, "")
+
+
+def _members(declared: tuple[Arg, ...], given: Mapping[str, object], prefix: str) -> dict[str, object]:
+    checked: dict[str, object] = {}
+    for arg in declared:
+        value = given.get(arg.name, _ABSENT)
+        if value is _ABSENT:
+            if not arg.optional:
+                raise CommandError(f"Parameter '{prefix}{arg.name}' is missing")
+        else:
+            checked[arg.name] = _argument(arg.type, value, prefix, arg.name)
+    if len(checked) != len(given):
+        extra = next(name for name in given if name not in checked)
+        raise CommandError(f"Parameter '{prefix}{extra}' is unexpected")
+    return checked
+
+
+def _wrong(path: str, expected: str) -> CommandError:
+    return CommandError(f"Invalid parameter type for '{path}', expected: {expected}")
+
+
+def _argument(kind: object, value: object, prefix: str, name: str) -> object:
+    """One value; its full name for errors is `prefix` + `name`."""
+    given = type(value)
+    match kind:
+        case "str":
+            fits = given is str
+        case "int":
+            fits = given is int and INT64_MIN <= value <= INT64_MAX  # type: ignore[operator]
+        case "bool":
+            fits = given is bool
+        case "number":
+            fits = given is int or given is float
+        case "uint64":
+            if given is int and INT64_MIN <= value <= UINT64_MAX:  # type: ignore[operator]
+                return value & UINT64_MAX  # type: ignore[operator]
+            raise CommandError(f"Parameter '{prefix}{name}' expects uint64")
+        case ListOf():
+            if given is not list:
+                raise _wrong(prefix + name, "array")
+            path = prefix + name
+            return [_argument(kind.item, v, path, f"[{i}]") for i, v in enumerate(value)]  # type: ignore[arg-type, var-annotated]
+        case Struct():
+            if given is not dict:
+                raise _wrong(prefix + name, "object")
+            return _members(kind.members, value, f"{prefix}{name}.")  # type: ignore[arg-type]
+        case Enum():
+            if given is not str:
+                raise _wrong(prefix + name, "string")
+            if value not in kind.values:
+                raise CommandError(f"Parameter '{prefix}{name}' does not accept value '{value}'")
+            return value
+        case Alternate():
+            if given is str:
+                return _argument(kind.enum, value, prefix, name)
+            # The scalar's JSON type selects it; whether its value will do is another question (a fraction is a number).
+            if given is bool if kind.scalar == "bool" else given is int or given is float:
+                return _argument(kind.scalar, value, prefix, name)
+            raise _wrong(name, kind.name)
+        case _:
+            raise AssertionError(f"unknown type {kind!r}")
+    if not fits:
+        raise _wrong(prefix + name, SCALARS[kind])
+    return value
+
+
+# -- results: what a worker returned
+
+
+def check_result(kind: object, value: object, path: str = "return") -> None:
+    """Raises ValueError, saying where, when a result does not fit its declared type; None is declared for `{}`."""
+    given = type(value)
+    match kind:
+        case None:
+            fits = value == {} and given is dict
+        case "str":
+            fits = given is str
+        case "bool":
+            fits = given is bool
+        case "int":
+            fits = given is int and INT64_MIN <= value <= INT64_MAX  # type: ignore[operator]
+        case "uint64":
+            fits = given is int and 0 <= value <= UINT64_MAX  # type: ignore[operator]
+        case "number":
+            fits = given is int or given is float
+        case Enum():
+            fits = given is str and value in kind.values
+        case ListOf():
+            fits = given is list
+            if fits:
+                for i, item in enumerate(value):  # type: ignore[arg-type, var-annotated]
+                    check_result(kind.item, item, f"{path}[{i}]")
+        case Struct():
+            fits = given is dict
+            if fits:
+                _check_members(kind, value, path)  # type: ignore[arg-type]
+        case Alternate():
+            check_result(kind.enum if given is str else kind.scalar, value, path)
+            return
+        case _:
+            raise AssertionError(f"unknown type {kind!r}")
+    if not fits:
+        raise ValueError(f"{path}: {given.__name__} is not what is declared")
+
+
+def _check_members(struct: Struct, value: dict[str, object], path: str) -> None:
+    left = len(value)
+    for member in struct.members:
+        if member.name in value:
+            left -= 1
+            check_result(member.type, value[member.name], f"{path}.{member.name}")
+        elif not member.optional:
+            raise ValueError(f"{path}.{member.name}: missing")
+    if left:
+        known = {m.name for m in struct.members}
+        raise ValueError(f"{path}.{next(n for n in value if n not in known)}: not declared")

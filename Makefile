@@ -1,0 +1,76 @@
+# make setup | test | lint | demo | run     (see README.md)
+#
+# Everything else comes by itself: each target does the setup first, and the setup does nothing when it was done.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PACKAGES := privsep protocol workers policy
+SOURCES := $(shell find $(PACKAGES) -name '*.py')
+PYTEST := $(PYTHON) -m pytest -q
+
+.PHONY: help setup test test-long test-vm lint format demo run clean
+
+help:
+	@echo 'make setup      tools, $(VENV) and the programs in $(VENV)/bin (root: installs what the system lacks)'
+	@echo 'make test       every test but the long matrix and the virtual machine'
+	@echo 'make test-long  the long matrix'
+	@echo 'make test-vm    the tests that boot a virtual machine'
+	@echo 'make lint       ruff, mypy --strict, the layers'
+	@echo 'make demo       one minute that shows what the agent promises (root)'
+	@echo 'make run        serve on a unix socket in a fresh folder'
+
+setup: $(VENV)/.compiled
+
+# What each step depends on, so that a second run has nothing to do.
+$(VENV)/.libraries: pyproject.toml packaging/setup.sh
+	@packaging/setup.sh tools
+	@packaging/setup.sh venv $(VENV)
+	@packaging/setup.sh readable $(VENV)
+	@touch $@
+
+$(VENV)/.programs: $(VENV)/.libraries packaging/launchers.py privsep/domains.py
+	@$(PYTHON) packaging/launchers.py --prefix $(VENV)
+	@touch $@
+
+# The agent's processes never write a .pyc (a write can hang while file systems are frozen), so all are compiled here.
+$(VENV)/.compiled: $(VENV)/.programs $(SOURCES)
+	@$(PYTHON) -m compileall -q $(PACKAGES)
+	@touch $@
+
+test: setup
+	@$(PYTEST) -m 'not vm and not slow' $(ARGS)
+
+test-long: setup
+	@$(PYTEST) -m 'slow and not vm' --timeout 1800 $(ARGS)
+
+test-vm: setup
+	@$(PYTEST) -m vm --timeout 3600 $(ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+demo: setup
+	@$(PYTHON) -m demo.demo
+
+# -t: state files of a trial must not meet those of an installed agent.
+run: setup
+	@dir=$$(mktemp -d /tmp/privsep-ga.XXXXXX); trap 'rm -rf "$$dir"' EXIT; \
+	echo "serving on $$dir/ga.sock (this machine is the guest; Ctrl-C ends it).  In another terminal:"; \
+	echo "    $(CURDIR)/$(VENV)/bin/privsep-gactl call --socket $$dir/ga.sock guest-info"; \
+	$(VENV)/bin/privsep-ga -m unix-listen -p "$$dir/ga.sock" -t "$$dir" $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build ./*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,105 @@
+"""Every child's way from exec to its first request: the same for all, in this order.
+
+Ignore the terminal's and the service manager's signals (a child obeys the end of file on its control socket); read the
+sealed policy slice; import everything that will ever be needed; open what the row could not open later; become what
+the row says; say so to the supervisor, which compares before it hands over a socket.
+"""
+
+from __future__ import annotations
+
+import _signal
+import gc
+import os
+import sys
+
+from policy.seal import parse_slice, read_sealed
+from privsep import wiring
+from privsep.board import Board
+from privsep.domains import BY_NAME
+from privsep.log import Log
+from privsep.sandbox.apply import NotAsDeclared, apply
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
+
+# Exit statuses that the supervisor's log can be read by.
+EXIT_BROKEN: Final = 70  # EX_SOFTWARE
+EXIT_WALLS: Final = 71  # the row's walls could not be put up
+
+
+def main(name: str, root: str = "") -> NoReturn:
+    """Be the child of that row.  `root` is for tests' own entry scripts."""
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE):
+        _signal.signal(number, _signal.SIG_IGN)
+    status = EXIT_BROKEN
+    try:
+        status = _live(name, root)
+    except BaseException as e:  # the last stop: the type and place are told, never the values
+        place = e.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = f"{os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}" if place else "?"
+        text = f": {e}" if isinstance(e, (NotAsDeclared, ImportError, OSError)) else ""
+        _say(f"{name}: ended by {type(e).__name__} at {where}{text}")
+    os._exit(status)
+
+
+def _say(text: str) -> None:
+    try:
+        if Board.attach(wiring.BOARD_FD).frozen:
+            return  # a write to a frozen disk would never end
+    except (OSError, ValueError):
+        pass  # there is no board yet, so nothing is frozen by us
+    try:
+        os.write(2, text.encode("utf-8", "replace") + b"\n")
+    except OSError:
+        pass
+
+
+def _live(name: str, root: str) -> int:
+    row = BY_NAME[name]
+    control = wiring.adopt(wiring.CONTROL_FD)
+    for fd in (wiring.CONTROL_FD, wiring.SLICE_FD, wiring.BOARD_FD):
+        os.set_inheritable(fd, False)
+    board = Board.attach(wiring.BOARD_FD)
+    allowed, settings = parse_slice(read_sealed(wiring.SLICE_FD))
+    os.close(wiring.SLICE_FD)
+    log = Log(2, name, verbose=settings.get("verbose") == "1", hold=lambda: board.frozen)
+
+    if name == "front":
+        from privsep.front import Front
+
+        front = Front(control, allowed=allowed, settings=settings, board=board, log=log)
+        run = front.run
+    elif name == "thawer":
+        from privsep import thawer
+
+        run = thawer.prepare(control, settings=settings, board=board, log=log)
+    else:
+        from privsep.runtime import Context, Worker
+
+        module = __import__(f"workers.{name}", fromlist=["workers"])
+        context = Context(log=log, settings=settings, root=root, control=control, board=board)
+        prepare = getattr(module, "prepare", None)
+        if prepare is not None:
+            prepare(context)
+        run = Worker(name, module, context, allowed).run
+
+    gc.collect()
+    gc.freeze()
+    try:
+        apply(
+            row,
+            uid=int(settings.get("uid", "0")),
+            gid=int(settings.get("gid", "0")),
+            privileged=settings.get("privileged") == "1",
+        )
+    except (NotAsDeclared, OSError) as e:
+        _say(f"{name}: the walls of its row cannot be put up: {e}")
+        return EXIT_WALLS
+    sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    control.send(wiring.READY)
+    run()
+    log.flush()
+    return 0

@@ -1,0 +1,190 @@
+"""The front's ends of the worker sockets: which request is with which worker, and what happens when it dies.
+
+One `Link` a domain.  A link is *down* until a request wants it; then the supervisor is asked for a worker by one byte and the
+requests wait.  One request at a time is with the worker, the others stand in the link's own queue.  A worker that has been
+idle for its row's time is asked whether it holds state; when it does not, the socket is closed and the worker leaves.
+"""
+
+from __future__ import annotations
+
+from privsep import frame
+from privsep.domains import BY_NAME as DOMAIN
+from privsep.domains import Domain
+from protocol.commands import Command, verbs_of
+from protocol.errors import CommandError, ProtocolViolation, WorkerLost
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from privsep.wiring import Socket
+    from protocol.session import Request
+
+DOWN: Final = "down"
+ASKED: Final = "asked"
+UP: Final = "up"
+
+_NOT_NOW: Final = (BlockingIOError, InterruptedError)
+
+
+class Link:
+    """The front's side of one domain."""
+
+    __slots__ = (
+        "row", "state", "socket", "queue", "current", "current_id", "deadline", "used_at", "overdue",
+        "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint",
+    )  # fmt: skip
+
+    def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
+        self.row: Domain = DOMAIN[name]
+        self.state = DOWN
+        self.socket: Socket | None = None
+        self.queue: list[Request] = []
+        self.current: Request | None = None
+        self.current_id = 0
+        self.deadline: float | None = None
+        self.used_at = 0.0
+        self.overdue = False  # the supervisor was asked to end it
+        self._assembler = frame.Assembler()
+        self._unsent: list[bytes] = []
+        self._greeting = 0  # id of the hello that has not been answered
+        self._probe = 0  # id of the question whether it is idle
+        self._verbs = {c.name: n for n, c in enumerate(verbs_of(name))}
+        self._ids = ids
+        self._fingerprint = fingerprint
+
+    def _next_id(self) -> int:
+        self._ids[0] += 1
+        return self._ids[0]
+
+    def connect(self, socket: Socket, now: float) -> None:
+        socket.setblocking(False)
+        self.socket = socket
+        self.state = UP
+        self.used_at = now
+        self.overdue = False
+        self._assembler = frame.Assembler()
+        self._unsent = []
+        self._probe = 0
+        self._greeting = self._next_id()
+        self._send([self._greeting, frame.HELLO, {"tables": self._fingerprint}])
+        self.push(now)
+
+    def push(self, now: float) -> None:
+        """Give the worker the next request when it has none."""
+        if self.state != UP or self.current is not None or not self.queue:
+            return
+        request = self.queue.pop(0)
+        command = request.command
+        assert command is not None
+        self.current = request
+        self.current_id = request.call = self._next_id()
+        self.used_at = now
+        self.deadline = now + command.limit if command.limit else None
+        self._send([self.current_id, self._verbs[command.name], request.arguments])
+
+    def confirm(self, request_id: int) -> None:
+        """Tell the worker that the reply to this request was written to the host."""
+        if self.state == UP:
+            self._send([self._next_id(), frame.DELIVERED, {"id": request_id}])
+
+    def _send(self, value: object) -> None:
+        self._unsent.extend(frame.encode(value))
+        self.flush()
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._unsent)
+
+    def flush(self) -> None:
+        if self.socket is None:
+            return
+        while self._unsent:
+            try:
+                self.socket.send(self._unsent[0])
+            except _NOT_NOW:
+                return
+            except OSError:
+                self._unsent.clear()  # the end of file that follows tells the rest
+                return
+            del self._unsent[0]
+
+    def read(self, now: float) -> tuple[Request, bool, object] | None:
+        """One datagram: None when it completes no reply to a request, else (request, ok, value).
+
+        Raises EOFError when the worker is gone, ProtocolViolation when it broke the protocol."""
+        assert self.socket is not None
+        try:
+            data = self.socket.recv(frame.DATAGRAM)
+        except _NOT_NOW:
+            return None
+        except OSError:
+            raise EOFError from None
+        if not data:
+            raise EOFError
+        value = self._assembler.feed(data)
+        if value is None:
+            return None
+        if type(value) is not list or len(value) != 3 or type(value[0]) is not int or type(value[1]) is not bool:
+            raise ProtocolViolation("not a reply")
+        number, ok, result = value
+        if number == self._greeting:
+            self._greeting = 0
+            if not ok:
+                raise ProtocolViolation("it is of another version: restart needed")
+            return None
+        if number == self._probe:
+            self._probe = 0
+            self.used_at = now
+            if ok and result is True and self.current is None and not self.queue:
+                self.close()
+            return None
+        if self.current is None or number != self.current_id or self._greeting:
+            raise ProtocolViolation("a reply to nothing")
+        if not ok and not (
+            type(result) is list and len(result) == 2 and type(result[0]) is str and type(result[1]) is str
+        ):
+            raise ProtocolViolation("not an error")
+        request = self.current
+        self.current = None
+        self.deadline = None
+        self.used_at = now
+        return request, ok, result
+
+    def idle_at(self) -> float | None:
+        """When to ask whether it may go."""
+        if self.state != UP or not self.row.idle or self.current is not None or self.queue or self._probe:
+            return None
+        return self.used_at + self.row.idle
+
+    def probe(self) -> None:
+        self._probe = self._next_id()
+        self._send([self._probe, frame.IDLE, {}])
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+        self.state = DOWN
+        self._unsent.clear()
+
+    def lost(self) -> tuple[Request | None, bool]:
+        """The worker is gone: the request that it had, and whether it was over its limit."""
+        self.close()
+        request, self.current = self.current, None
+        self.deadline = None
+        return request, self.overdue
+
+
+def death_notice(command: Command, overdue: bool) -> WorkerLost:
+    """What the host is told about a request whose worker went with it."""
+    if overdue:
+        return WorkerLost(f"{command.name} took longer than {command.limit:g} seconds: its worker was ended")
+    return WorkerLost(f"the {command.domain} worker died while it executed {command.name}")
+
+
+def unavailable(row: Domain, unprivileged: bool) -> CommandError:
+    if unprivileged:
+        names = ", ".join("every capability" if c == "ALL" else f"CAP_{c}" for c in row.caps) or "uid 0"
+        return CommandError(f"the {row.name} worker needs {names}: the agent was not started as root")
+    return CommandError(f"the {row.name} worker cannot be started for now: it keeps dying, see the agent's log")

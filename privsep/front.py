@@ -1,0 +1,289 @@
+"""The front: the only process that reads the host's bytes, and the one that holds nothing.
+
+One poll loop over the control socket, the channel and the workers' sockets.  What the bytes mean is `protocol/session.py`;
+which worker has which request is `privsep/dispatch.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from privsep import dispatch, wiring
+from privsep.domains import DOMAINS, NUMBER
+from privsep.fingerprint import fingerprint
+from privsep.hostside import HostSide
+from protocol.errors import CommandError, ProtocolViolation
+from protocol.session import Request, Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from privsep.board import Board
+    from privsep.log import Log
+    from privsep.wiring import Socket
+
+_HANGUP: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
+_LAST_WORDS: Final = 0.5  # seconds for what is still to be written when the supervisor ends us
+
+
+class Front:
+    def __init__(
+        self, control: Socket, *, allowed: frozenset[str], settings: dict[str, str], board: Board, log: Log
+    ) -> None:
+        self._control = control
+        self._log = log
+        self._host = HostSide()
+        self._poll = select.poll()
+        self._channel: tuple[int, int] | None = None  # what of the channel is polled, and for what
+        self._ids = [0]
+        tables = fingerprint()
+        self._links = {d.name: dispatch.Link(d.name, tables, self._ids) for d in DOMAINS if d.channel == "front"}
+        self._by_fd: dict[int, dispatch.Link] = {}
+        self._session = Session(
+            allowed=allowed,
+            frozen=lambda: board.frozen,
+            version=settings.get("version", "0.0.0"),
+            refusal=settings.get("refusal", "the command is not allowed"),
+            host_name=lambda: os.uname().nodename or "localhost",
+        )
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Until the supervisor closes the control socket."""
+        control = self._control.fileno()
+        self._poll.register(control, select.POLLIN)
+        while True:
+            self._watch_channel()
+            for fd, events in self._poll.poll(self._timeout()):
+                if fd == control:
+                    if not self._from_supervisor():
+                        self._last_words()
+                        return
+                elif fd in self._by_fd:
+                    self._from_worker(self._by_fd[fd], events)
+                elif fd == self._host.fd:
+                    self._from_host(events)
+            self._after(time.monotonic())
+
+    def _timeout(self) -> int | None:
+        """Milliseconds until the next thing is due."""
+        now = time.monotonic()
+        due = self._session.wait(now)
+        if self._host.look_at is not None:
+            due = min(due if due is not None else 1e9, max(0.0, self._host.look_at - now))
+        for link in self._by_fd.values():
+            for at in (link.deadline, link.idle_at()):
+                if at is not None and not link.overdue:
+                    due = min(due if due is not None else 1e9, max(0.0, at - now))
+        return None if due is None else int(due * 1000) + 1
+
+    def _after(self, now: float) -> None:
+        self._session.advance(now)
+        self._dispatch(now)
+        for link in list(self._by_fd.values()):
+            if link.deadline is not None and now >= link.deadline and not link.overdue:
+                link.overdue = True
+                self._ask(wiring.END | NUMBER[link.row.name])
+            idle_at = link.idle_at()
+            if idle_at is not None and now >= idle_at:
+                link.probe()
+        if self._host.look_at is not None and now >= self._host.look_at:
+            self._host.look_at = None
+        self._write()
+
+    # -- the channel
+
+    def _watch_channel(self) -> None:
+        """Poll the channel for what is wanted of it now, and nothing else that is not a worker's or the control socket."""
+        host = self._host
+        fd = host.fd
+        events = 0
+        if fd >= 0:
+            events = host.events(read=not self._session.full, write=bool(self._session.output))
+        if self._channel is not None and self._channel[0] != fd:
+            self._unwatch_channel()
+        if fd >= 0 and self._channel != (fd, events):
+            self._poll.register(fd, events)
+            self._channel = (fd, events)
+
+    def _unwatch_channel(self) -> None:
+        """Before its descriptor is closed: the number may be the next client's."""
+        if self._channel is not None:
+            self._poll.unregister(self._channel[0])
+            self._channel = None
+
+    def _from_host(self, events: int) -> None:
+        host = self._host
+        now = time.monotonic()
+        if not host.connected:
+            host.accept()
+            return
+        if events & select.POLLIN:
+            data = host.read(now)
+            if data:
+                self._session.receive(data, now)
+        elif events & _HANGUP:
+            host.hung_up(now)
+        if not host.connected:
+            self._gone()
+
+    def _gone(self) -> None:
+        """The client was closed, or the device failed."""
+        self._unwatch_channel()
+        self._session.disconnected()
+        self._dispatch(time.monotonic())
+        if self._host.gone:
+            self._ask(wiring.REOPEN[0])
+
+    def _write(self) -> None:
+        host = self._host
+        session = self._session
+        connected = host.connected
+        while session.output and host.connected:
+            count = host.write(session.output)
+            if not count:
+                break
+            session.written(count)
+        for request in session.delivered:
+            self._delivered(request)
+        session.delivered.clear()
+        if connected and not host.connected:
+            self._gone()
+        elif host.ended and session.idle:
+            self._unwatch_channel()
+            host.close_client()
+
+    def _delivered(self, request: Request) -> None:
+        assert request.command is not None
+        self._links[request.command.domain].confirm(request.call)
+
+    # -- workers
+
+    def _dispatch(self, now: float) -> None:
+        session = self._session
+        while session.calls:
+            calls, session.calls = session.calls, []
+            for request in calls:
+                assert request.command is not None
+                link = self._links[request.command.domain]
+                link.queue.append(request)
+                if link.state == dispatch.DOWN:
+                    link.state = dispatch.ASKED
+                    self._ask(wiring.START | NUMBER[link.row.name])
+                link.push(now)
+                self._watch_worker(link)
+
+    def _watch_worker(self, link: dispatch.Link) -> None:
+        if link.socket is not None:
+            wanted = select.POLLIN | (select.POLLOUT if link.wants_to_write else 0)
+            self._poll.register(link.socket.fileno(), wanted)
+
+    def _from_worker(self, link: dispatch.Link, events: int) -> None:
+        now = time.monotonic()
+        assert link.socket is not None
+        fd = link.socket.fileno()
+        try:
+            if events & select.POLLOUT:
+                link.flush()
+                self._watch_worker(link)
+            if events & (select.POLLIN | _HANGUP):
+                reply = link.read(now)
+                if link.socket is None:  # it was idle and has been let go
+                    self._forget(fd)
+                    return
+                if reply is not None:
+                    self._reply(reply, now)
+                    link.push(now)
+                    self._watch_worker(link)
+        except EOFError:
+            self._lost(link, fd, now)
+        except ProtocolViolation as e:
+            self._log.error(f"the {link.row.name} worker broke the protocol and is ended: {e}")
+            self._ask(wiring.END | NUMBER[link.row.name])
+            self._lost(link, fd, now)
+
+    def _reply(self, reply: tuple[Request, bool, object], now: float) -> None:
+        request, ok, value = reply
+        if ok:
+            self._session.answered(request, value, now)
+        else:
+            assert isinstance(value, list)
+            self._session.failed(request, CommandError(value[1], value[0]), now)
+        self._dispatch(now)
+
+    def _forget(self, fd: int) -> None:
+        del self._by_fd[fd]
+        self._poll.unregister(fd)
+
+    def _lost(self, link: dispatch.Link, fd: int, now: float) -> None:
+        self._forget(fd)
+        request, overdue = link.lost()
+        if request is not None:
+            assert request.command is not None
+            notice = dispatch.death_notice(request.command, overdue)
+            self._log.error(notice.desc)
+            self._session.failed(request, notice, now)
+            self._dispatch(now)
+        if link.queue and link.state == dispatch.DOWN:
+            link.state = dispatch.ASKED
+            self._ask(wiring.START | NUMBER[link.row.name])
+
+    def _refuse(self, link: dispatch.Link, error: CommandError) -> None:
+        """There is no worker to be had: fail what waits for it."""
+        link.state = dispatch.DOWN
+        waiting, link.queue = link.queue, []
+        now = time.monotonic()
+        for request in waiting:
+            self._session.failed(request, error, now)
+        self._dispatch(now)
+
+    # -- the supervisor
+
+    def _ask(self, byte: int) -> None:
+        try:
+            self._control.send(bytes((byte,)))
+        except OSError:
+            pass  # the end of file on the control socket tells the rest
+
+    def _from_supervisor(self) -> bool:
+        """False at end of file."""
+        data, fd = wiring.receive_fd(self._control)
+        if not data:
+            return False
+        tag = data[:1]
+        if tag == wiring.TAG_LISTENER and fd is not None:
+            self._host.listen(fd)
+        elif tag == wiring.TAG_DEVICE and fd is not None:
+            self._host.use_device(fd)
+        elif len(data) == 2 and data[1] < len(DOMAINS):
+            link = self._links[DOMAINS[data[1]].name]
+            if tag == wiring.TAG_WORKER and fd is not None:
+                if link.state == dispatch.UP:
+                    os.close(fd)
+                    return True
+                socket = wiring.adopt(fd)
+                self._by_fd[fd] = link
+                link.connect(socket, time.monotonic())
+                self._watch_worker(link)
+            elif tag in (wiring.TAG_UNAVAILABLE, wiring.TAG_UNPRIVILEGED):
+                self._refuse(link, dispatch.unavailable(link.row, tag == wiring.TAG_UNPRIVILEGED))
+        return True
+
+    def _last_words(self) -> None:
+        """The agent ends: what is finished still goes out, what is with a worker is answered."""
+        end = time.monotonic() + _LAST_WORDS
+        for link in self._links.values():
+            for request in ([link.current] if link.current is not None else []) + link.queue:
+                if not request.muted:
+                    self._session.failed(request, CommandError("the agent is being stopped"), end)
+            link.queue.clear()
+        while self._session.output and self._host.connected and time.monotonic() < end:
+            count = self._host.write(self._session.output)
+            if count:
+                self._session.written(count)
+            else:
+                time.sleep(0.01)

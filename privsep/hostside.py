@@ -1,0 +1,138 @@
+"""The front's end of the channel: accept, read, write, notice that the host has gone.
+
+Two kinds, both handed over by the supervisor.  A *listener* (unix, vsock) takes one client at a time; others wait in the
+backlog and find what they sent meanwhile answered.  A *device* (virtio-serial, isa-serial) is one stream for ever: on a
+virtio port "no data" and a hang-up mean that no host has it open, so it is looked at again every `LOOK_AGAIN` seconds rather
+than polled (poll would report the hang-up at once, each time).
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from privsep.wiring import Socket
+
+READ_SIZE: Final = 256 * 1024
+LOOK_AGAIN: Final = 0.3  # seconds
+
+_NOT_NOW: Final = (BlockingIOError, InterruptedError)
+
+
+class HostSide:
+    """One channel.  `fd` is what to poll now, -1 for nothing; `gone` is set when a device failed for good."""
+
+    __slots__ = ("_listener", "_device", "_client", "_ended", "gone", "look_at")
+
+    def __init__(self) -> None:
+        self._listener: Socket | None = None
+        self._device = -1
+        self._client: Socket | None = None
+        self._ended = False  # the client has sent its last byte; it may still read
+        self.gone = False
+        self.look_at: float | None = None  # a device without a host: when to look again
+
+    def listen(self, fd: int) -> None:
+        self._listener = _socket.socket(fileno=fd)  # type: ignore[assignment]
+        assert self._listener is not None
+        self._listener.setblocking(False)
+        self.gone = False
+
+    def use_device(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._device = fd
+        self.gone = False
+        self.look_at = None
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None or self._device >= 0
+
+    @property
+    def ended(self) -> bool:
+        """The client will send nothing more; close it when everything is answered."""
+        return self._ended
+
+    @property
+    def fd(self) -> int:
+        if self._client is not None:
+            return self._client.fileno()
+        if self._device >= 0:
+            return -1 if self.look_at is not None else self._device
+        return self._listener.fileno() if self._listener is not None else -1
+
+    def events(self, *, read: bool, write: bool) -> int:
+        """What to poll `fd` for."""
+        if not self.connected:
+            return select.POLLIN
+        wanted = select.POLLIN if read and not self._ended else 0
+        return wanted | (select.POLLOUT if write else 0)
+
+    def accept(self) -> bool:
+        assert self._listener is not None
+        try:
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except (*_NOT_NOW, ConnectionAbortedError):
+            return False
+        self._client = _socket.socket(fileno=fd)  # type: ignore[assignment]
+        assert self._client is not None
+        self._client.setblocking(False)
+        self._ended = False
+        return True
+
+    def read(self, now: float) -> bytes:
+        """What has come; b"" when nothing has, and then `ended`, `gone` or `look_at` may have changed."""
+        try:
+            if self._client is not None:
+                data: bytes = self._client.recv(READ_SIZE)
+                if not data:
+                    self._ended = True
+                return data
+            data = os.read(self._device, READ_SIZE)
+            if not data:
+                self.look_at = now + LOOK_AGAIN
+            return data
+        except _NOT_NOW:
+            return b""
+        except OSError:
+            self._lost()
+            return b""
+
+    def write(self, data: bytearray) -> int:
+        """Bytes that the channel took; 0 when it takes none now."""
+        try:
+            if self._client is not None:
+                return self._client.send(data)
+            if self._device >= 0:
+                return os.write(self._device, data[:READ_SIZE])
+        except _NOT_NOW:
+            pass
+        except OSError:
+            self._lost()
+        return 0
+
+    def hung_up(self, now: float) -> None:
+        """poll said POLLHUP or POLLERR: the client is gone in both directions, or no host has the port open."""
+        if self._client is not None:
+            self.close_client()
+        elif self._device >= 0:
+            self.look_at = now + LOOK_AGAIN
+
+    def close_client(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        self._ended = False
+
+    def _lost(self) -> None:
+        if self._client is not None:
+            self.close_client()
+        elif self._device >= 0:
+            os.close(self._device)
+            self._device = -1
+            self.gone = True

@@ -1,0 +1,53 @@
+"""Start a child: fork and exec its entry script with exactly the descriptors of docs/architecture.md.
+
+posix_spawn, so the supervisor is not copied; every other descriptor is close-on-exec.  The child's numbers 3, 4 and 5 are dup2
+targets, hence the supervisor keeps its own sources at `LOWEST` and above.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from privsep import wiring
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+LOWEST: Final = 10
+
+# What of the environment a child sees; rows that start programs see all of it, as the peer's children do.
+_KEPT: Final = ("PATH", "TZ", "LANG", "LC_ALL", "QGA_OS_RELEASE", "JOURNAL_STREAM")
+
+
+def above(fd: int) -> int:
+    """The same open file at a number that no dup2 target can hit; the old number is closed."""
+    if fd >= LOWEST:
+        return fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST)
+    os.close(fd)
+    return moved
+
+
+def environment(environ: dict[str, str], *, programs: bool) -> dict[str, str]:
+    if programs:
+        return {k: v for k, v in environ.items() if k not in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET")}
+    return {k: environ[k] for k in _KEPT if k in environ}
+
+
+def spawn(entry: str, *, control: int, policy: int, board: int, log: int, environ: dict[str, str]) -> int:
+    """The child's pid.  Raises OSError when its entry script cannot be executed."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        actions = [
+            (os.POSIX_SPAWN_DUP2, null, 0),
+            (os.POSIX_SPAWN_DUP2, log, 1),
+            (os.POSIX_SPAWN_DUP2, log, 2),
+            (os.POSIX_SPAWN_DUP2, control, wiring.CONTROL_FD),
+            (os.POSIX_SPAWN_DUP2, policy, wiring.SLICE_FD),
+            (os.POSIX_SPAWN_DUP2, board, wiring.BOARD_FD),
+        ]
+        return os.posix_spawn(entry, [entry], environ, file_actions=actions, setsigmask=[])
+    finally:
+        os.close(null)

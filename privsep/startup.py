@@ -1,0 +1,139 @@
+"""From a configuration and a policy to a running supervisor: the order of things at start.
+
+The front is started as early as can be, because its interpreter takes longer than all that is left to do here; what can fail for
+reasons an administrator can mend is tried before it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from policy.seal import seal, slice_for
+from privsep import channel, rundir, statefile
+from privsep.daemon import DaemonError, PidFile, daemonize
+from privsep.log import Log
+from privsep.runfiles import RunFiles
+from privsep.supervisor import Supervisor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from policy.model import Policy
+    from privsep.config import Config
+
+NAME = "supervisor"
+
+
+class StartError(Exception):
+    """The agent cannot start; the text is for the administrator."""
+
+
+def start(config: Config, policy: Policy, libexec: str) -> int:
+    """Run the agent until it ends; the exit status."""
+    assert config.statedir is not None and config.pidfile is not None
+    config.statedir = os.path.abspath(config.statedir)
+    log = Log(2, NAME, config.verbose)
+    pidfile: PidFile | None = None
+    try:
+        # First of all: descriptor 3 may be a socket from the service manager.
+        inherited = channel.activated(dict(os.environ), os.getpid())
+        directory = _state(config)
+        logfile = None if config.logfile is None else os.path.abspath(config.logfile)
+        if config.daemonize:
+            pidfile = daemonize(os.path.abspath(config.pidfile))
+        if logfile is not None:
+            _to_file(logfile, config.statedir, log)
+            log = Log(2, NAME, config.verbose)
+        return _supervise(config, policy, libexec, log, RunFiles(directory), inherited)
+    except (StartError, DaemonError, channel.ChannelError) as e:
+        log.error(str(e))
+        return 1
+    finally:
+        if pidfile is not None:
+            pidfile.remove()
+
+
+def _state(config: Config) -> str:
+    """See that the two folders are there; the runtime directory."""
+    assert config.statedir is not None
+    if not os.path.isdir(config.statedir):
+        raise StartError(f"the state folder {config.statedir} is no directory")
+    directory = rundir.runtime_dir(config.statedir, os.geteuid())
+    try:
+        rundir.make(directory, os.geteuid())
+    except OSError as e:
+        raise StartError(f"cannot use the runtime directory {e.filename or directory}: {e.strerror}") from None
+    return directory
+
+
+def _to_file(path: str, statedir: str, log: Log) -> None:
+    """Standard error becomes the log file, so that every process has it."""
+    if statefile.is_marked(statedir):
+        # Opening a file on a frozen file system may wait for ever.
+        log.warning(f"an earlier agent left a freeze; the log stays here until the next start, not in {path}")
+        return
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+    except OSError as e:
+        raise StartError(f"cannot open the log file {path}: {e.strerror}") from None
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def _supervise(
+    config: Config,
+    policy: Policy,
+    libexec: str,
+    log: Log,
+    runfiles: RunFiles,
+    inherited: channel.Channel | None,
+) -> int:
+    statedir, method, path = config.statedir, config.method, config.path
+    assert statedir is not None and method is not None and path is not None
+    settings = config.settings(policy)
+
+    def sealed(domain: str, more: dict[str, str]) -> int:
+        return seal(slice_for(domain, policy, {**settings, **more}), f"privsep-ga-{domain}")
+
+    def marker(frozen: bool) -> None:
+        try:
+            statefile.mark(statedir, frozen)
+        except OSError as e:
+            log.warning(f"cannot {'make' if frozen else 'remove'} the frozen marker in {statedir}: {e.strerror}")
+
+    supervisor = Supervisor(
+        log=log,
+        libexec=libexec,
+        enabled=enabled_rows(policy, hook=bool(config.hook)),
+        slices=sealed,
+        open_channel=lambda: inherited or channel.open_channel(method, path),
+        retry=config.retry,
+        runfiles=runfiles,
+        auto_thaw=float(policy.auto_thaw),
+        hook_limit=float(policy.hook_limit),
+        marker=marker,
+        policy_name=policy.name,
+    )
+    log.hold = lambda: supervisor._board.frozen
+    supervisor.start_front()
+    for note in policy.notes:
+        log.warning(note)
+    try:
+        if not statefile.is_marked(statedir):
+            statefile.ensure(statedir)
+    except OSError as e:
+        raise StartError(f"cannot write the state file {statedir}/{statefile.STATE}: {e.strerror}") from None
+    try:
+        return supervisor.run()
+    finally:
+        runfiles.remove_status()
+        rundir.tidy(runfiles.directory)
+
+
+def enabled_rows(policy: Policy, *, hook: bool) -> frozenset[str]:
+    """The rows that may have a process: the front, whatever has an allowed command, and what a freeze needs."""
+    rows = {"front", *policy.domains()}
+    if "fs" in rows:
+        rows.add("thawer")
+        if hook:
+            rows.add("hook")
+    return frozenset(rows)

@@ -1,0 +1,383 @@
+"""QEMU's dialect of JSON as a stream: bytes in, values and parse errors out.  Sans-I/O.
+
+Theory of operation
+-------------------
+A request is complete when its braces and brackets balance, not at a newline; so three things happen to the bytes.  The
+*lexer* finds tokens and complains about bytes that fit none (`stray`; then it passes over what follows, up to a
+promising byte).  The *counter* watches the balance and the limits.  On completion the text goes to the *tree*
+(protocol/tree.py), which complains about the rest.  Lexer errors come at once and drop the request, tree errors come
+when it is complete.  Lexer and counter are here (their models: qobject/json-lexer.c and json-streamer.c).
+
+Byte by byte that would cost a microsecond each, so nobody walks bytes.  Between requests protocol/plain.py takes whole
+plain requests out of what came; strings, white space and garbage are passed over by C functions on windows that grow; in
+the middle of a large request protocol/bulk.py measures up to 64 KiB at once.  Each of these is a short cut through the
+lexer and gives up when it cannot prove that the result is the same; none looks at a byte more than a few times, whatever
+the input.
+
+Where this is not the peer
+--------------------------
+* Floods.  Random bytes make the peer answer several errors a line, which nobody reads.  Here `PATIENCE` errors in a row
+  are answered as the peer does.  After that each line (LF) is answered with one error; what follows in it is passed over
+  in silence up to LF, or up to 0xFE or 0xFF, after which a request is always recognised.  The first object makes all as
+  before.
+* The text of a stray token is cut at `STRAY_LIMIT` bytes.
+
+A parser belongs to the agent and outlives connections, as in the peer: half a request is continued by the next client.
+"""
+
+from __future__ import annotations
+
+from protocol import bulk, plain
+from protocol.lexis import (
+    DIGITS,
+    END,
+    LETTERS,
+    MARKS,
+    NUMBERS,
+    RECOVERY_STOPS,
+    REPEATING,
+    RESET,
+    SPACE,
+    STRAY,
+    STRING_STOPS,
+    find,
+    run,
+)
+from protocol.plain import NESTING_LIMIT, SIZE_LIMIT, TOKEN_LIMIT
+from protocol.text import lenient
+from protocol.tree import Malformed, value_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+PATIENCE: Final = 64  # errors in a row
+STRAY_LIMIT: Final = 1 << 16
+
+# Where the lexer is; the order is that of _STEPS.
+_BETWEEN: Final = 0  # two tokens
+_STRING: Final = 1
+_ESCAPE: Final = 2  # in a string, after a backslash
+_NUMBER: Final = 3
+_WORD: Final = 4
+_RECOVERY: Final = 5  # after a stray byte
+_FLOOD: Final = 6  # after too many errors
+
+_LF: Final = 10
+_QUOTE, _APOSTROPHE, _BACKSLASH = b"\"'\\"
+_BRACES: Final = {0x7B: 1, 0x7D: -1}
+_BRACKETS: Final = {0x5B: 1, 0x5D: -1}
+_WORD_KEPT: Final = 2048  # a word this long is wrong, and the rest of it is not even in the message
+_LINE: Final = 1 << 12  # bytes of a line to look at for plain requests when other lines are not plain
+
+
+class Value:
+    """A complete request: an object, as a rule, but it is whatever stood there."""
+
+    __slots__ = ("value",)
+    __match_args__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"Value({self.value!r})"
+
+
+class ParseError:
+    """`desc` is the text for the error object.  It may quote what the host sent: not for logs."""
+
+    __slots__ = ("desc",)
+    __match_args__ = ("desc",)
+
+    def __init__(self, desc: str) -> None:
+        self.desc = desc
+
+    def __repr__(self) -> str:
+        return f"ParseError({self.desc!r})"
+
+
+class Parser:
+    """`feed` it the host's bytes in whatever pieces they come; the events do not depend on the pieces.
+
+    Holds about one copy of the unfinished request, at most some 64 MiB of tokens."""
+
+    __slots__ = (
+        "_braces", "_brackets", "_events", "_left", "_number", "_quote", "_size", "_state", "_text", "_token",
+        "_tokens", "_uncounted", "_walk_to",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._events: list[Value | ParseError] = []
+        self._left = PATIENCE  # errors that will still be answered
+        self._state = _BETWEEN
+        self._quote = _QUOTE  # of the string we are in
+        self._number = STRAY  # the state of the number we are in
+        self._walk_to = 0  # up to where in the current piece bulk was tried in vain
+        self._reset()
+
+    def _reset(self) -> None:
+        """No request is open."""
+        self._text = bytearray()  # its tokens; numbers and words are followed by a blank, a mark or a quote
+        self._token = 0  # where in it the current token begins
+        self._uncounted = 0  # bytes of the current token that are not kept there
+        self._tokens = 0  # complete ones
+        self._size = 0  # their bytes
+        self._braces = self._brackets = 0  # open
+
+    def feed(self, data: bytes) -> list[Value | ParseError]:
+        """What these bytes complete, in order."""
+        events: list[Value | ParseError] = []
+        self._events = events
+        self._walk_to = pos = 0
+        end = len(data)
+        text: str | None = None
+        looked_to = -1  # up to where plain requests were looked for
+        while pos < end:
+            if self._state == _BETWEEN and not self._text:
+                if looked_to < 0 and data.isascii():
+                    text = plain.text_of(data)
+                if text is not None:
+                    looked_to = end
+                    pos = self._plain(text, pos)
+                    if pos == end:
+                        break
+                elif pos >= looked_to:
+                    # Not all of it is plain, but this line may be.
+                    looked_to = data.find(b"\n", pos, pos + _LINE) + 1 or min(end, pos + _LINE)
+                    line = plain.text_of(data[pos:looked_to])
+                    if line is not None:
+                        taken = self._plain(line, 0)
+                        if taken:
+                            pos += taken if line.isascii() else len(line[:taken].encode())
+                            continue
+            before = pos
+            pos = _STEPS[self._state](self, data, pos, end)
+            if pos == before + 1 and data[before] >= RESET:
+                looked_to = pos  # a host that resets the parser sends a plain request next
+        self._events = []
+        return events
+
+    def _plain(self, text: str, pos: int) -> int:
+        """Take the plain requests at `pos`; the place of what is none."""
+        end = len(text)
+        scan = plain.scan
+        add = self._events.append
+        while pos < end:
+            first = text[pos]
+            if first == "{":
+                got = scan(text, pos)
+                if got is None:
+                    return pos
+                value, pos = got
+                add(Value(value))
+                self._left = PATIENCE
+            elif first == "\n" and self._left and text[pos + 1 : pos + 2] in "{":
+                pos += 1
+            else:
+                return pos
+        return pos
+
+    # -- the lexer: each takes what it can of data[pos:end] and returns the place after it
+
+    def _between(self, data: bytes, pos: int, end: int) -> int:
+        c = data[pos]
+        if c in SPACE:
+            stop = run(data, pos, SPACE)
+            if not self._left and not self._text and data.find(b"\n", pos, stop) >= 0:
+                self._left = 1
+            return stop
+        if self._text and pos >= self._walk_to and end - pos >= bulk.LEAST:
+            taken = self._bulk(data[pos : pos + bulk.LARGEST])
+            if taken:
+                return pos + taken
+            self._walk_to = pos + bulk.LARGEST
+        self._token = len(self._text)
+        if c in MARKS:
+            self._text.append(c)
+            self._braces += _BRACES.get(c, 0)
+            self._brackets += _BRACKETS.get(c, 0)
+            self._done(1)
+            return pos + 1
+        if c in (_QUOTE, _APOSTROPHE):
+            self._state, self._quote = _STRING, c
+        elif c in LETTERS:
+            self._state = _WORD
+        else:
+            self._number = NUMBERS[0][c]
+            if self._number == STRAY:
+                return self._stray(data, pos)
+            self._state = _NUMBER
+        self._text.append(c)
+        return pos + 1
+
+    def _string(self, data: bytes, pos: int, end: int) -> int:
+        stop = find(data, pos, end, STRING_STOPS[self._quote])
+        pos = self._grow(data, pos, stop)
+        if pos == end or self._state != _STRING:
+            return pos
+        c = data[pos]
+        if c != self._quote and c != _BACKSLASH:
+            return self._stray(data, pos)
+        pos = self._grow(data, pos, pos + 1)
+        if self._state == _STRING:
+            if c == _BACKSLASH:
+                self._state = _ESCAPE
+            else:
+                self._done(len(self._text) - self._token)
+        return pos
+
+    def _escape(self, data: bytes, pos: int, end: int) -> int:
+        if data[pos] < 0x20 or data[pos] >= RESET:
+            return self._stray(data, pos)
+        self._state = _STRING
+        return self._grow(data, pos, pos + 1)
+
+    def _digits(self, data: bytes, pos: int, end: int) -> int:
+        after = NUMBERS[self._number][data[pos]]
+        if after == STRAY:
+            return self._stray(data, pos)
+        if after == END:
+            self._text += b" "
+            self._done(len(self._text) - 1 - self._token)
+            return pos
+        self._number = after
+        return self._grow(data, pos, run(data, pos + 1, DIGITS) if after in REPEATING else pos + 1)
+
+    def _word(self, data: bytes, pos: int, end: int) -> int:
+        stop = run(data, pos, LETTERS)
+        if stop == pos:
+            self._text += b" "
+            self._done(len(self._text) - 1 - self._token + self._uncounted)
+            return pos
+        return self._grow(data, pos, stop)
+
+    def _recover(self, data: bytes, pos: int, end: int) -> int:
+        pos = find(data, pos, end, RECOVERY_STOPS)
+        if pos < end:
+            self._state = _BETWEEN
+        return pos
+
+    def _skip(self, data: bytes, pos: int, end: int) -> int:
+        line = data.find(b"\n", pos)
+        stop = end if line < 0 else line
+        for c in (RESET, RESET + 1):
+            reset = data.find(c, pos, stop)
+            if reset >= 0:
+                stop, line = reset, -1
+        if stop == end:
+            return end
+        if line >= 0:
+            self._left, self._state = 1, _BETWEEN
+        else:
+            self._state = _RECOVERY
+        return stop + 1
+
+    # -- the counter
+
+    def _bulk(self, block: bytes) -> int:
+        """Take a large part of an open request at once: how many bytes, 0 if it is not that simple."""
+        found = bulk.measure(block)
+        if found is None or found.blanks * 2 > found.taken:  # blanks would be kept and fill the memory
+            return 0
+        size, tokens = self._size + found.size, self._tokens + found.tokens
+        braces, brackets = self._braces + found.lowest[0], self._brackets + found.lowest[1]
+        if (
+            size + found.open_size >= SIZE_LIMIT
+            or tokens > TOKEN_LIMIT
+            or self._braces + self._brackets + found.highest > NESTING_LIMIT
+            or braces < 0
+            or brackets < 0
+            or not (braces or brackets)  # the request may end in here
+        ):
+            return 0
+        self._size, self._tokens = size, tokens
+        self._braces += found.braces
+        self._brackets += found.brackets
+        self._text += block[: found.taken]
+        self._token = len(self._text) - found.open_size
+        if found.open_size:
+            self._state, self._quote = _STRING, _QUOTE
+        return found.taken
+
+    def _grow(self, data: bytes, pos: int, stop: int) -> int:
+        """The current token goes on with data[pos:stop]; the place after what was taken.
+
+        When the token gets too long it ends in an error, and what follows is lexed afresh."""
+        length = len(self._text) - self._token + self._uncounted
+        if length + stop - pos > SIZE_LIMIT:
+            self._state = _BETWEEN
+            self._fail("JSON token size limit exceeded")
+            return pos + SIZE_LIMIT + 1 - length
+        if self._state == _WORD and length + stop - pos > _WORD_KEPT:
+            kept = max(0, _WORD_KEPT - length)
+            self._text += data[pos : pos + kept]
+            self._uncounted += stop - pos - kept
+        else:
+            self._text += data[pos:stop]
+        return stop
+
+    def _done(self, length: int) -> None:
+        """The current token, of so many bytes, is complete."""
+        self._state = _BETWEEN
+        self._uncounted = 0
+        self._size += length
+        self._tokens += 1
+        braces, brackets = self._braces, self._brackets
+        if self._size >= SIZE_LIMIT:
+            self._fail("JSON token size limit exceeded")
+        elif self._tokens > TOKEN_LIMIT:
+            self._fail("JSON token count limit exceeded")
+        elif braces + brackets > NESTING_LIMIT:
+            self._fail("JSON nesting depth limit exceeded")
+        elif braces < 0 or brackets < 0 or not (braces or brackets):
+            text, tokens = self._text, self._tokens
+            self._reset()
+            try:
+                value = value_of(text, tokens)
+            except Malformed as e:
+                self._fail(e.desc)
+            else:
+                self._complete(value)
+
+    def _complete(self, value: object) -> None:
+        if type(value) is dict:
+            self._left = PATIENCE
+        elif self._left:
+            self._left -= 1  # no request either
+        else:
+            self._state = _FLOOD
+            return
+        self._events.append(Value(value))
+
+    def _stray(self, data: bytes, pos: int) -> int:
+        """data[pos] fits no token: the request is dropped."""
+        c = data[pos]
+        token = self._text[self._token : self._token + STRAY_LIMIT] + data[pos : pos + 1]
+        self._state = _RECOVERY
+        self._fail("JSON parse error, stray '" + lenient(bytes(token.partition(b"\0")[0])) + "'" if self._left else "")
+        if c >= RESET:
+            self._state = _RECOVERY
+        elif c == _LF and not self._left:
+            self._left, self._state = 1, _RECOVERY
+        return pos + 1
+
+    def _fail(self, desc: str) -> None:
+        """The request is answered with an error, or passed over in silence when there were too many."""
+        self._reset()
+        if self._left:
+            self._left -= 1
+            self._events.append(ParseError(desc))
+        else:
+            self._state = _FLOOD
+
+
+_STEPS: Final = (
+    Parser._between,
+    Parser._string,
+    Parser._escape,
+    Parser._digits,
+    Parser._word,
+    Parser._recover,
+    Parser._skip,
+)

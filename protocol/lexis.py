@@ -1,0 +1,107 @@
+"""The bytes of QEMU's JSON tokens: classes, the number automaton, and ways to pass over a run without walking it.
+
+From the tables of qobject/json-lexer.c.  A table here is 256 bytes long: `bytes.translate` applies it at memory speed.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+SPACE: Final = b" \t\r\n"
+MARKS: Final = b"[]{}:,"
+LETTERS: Final = b"abcdefghijklmnopqrstuvwxyz"  # of words
+DIGITS: Final = b"0123456789"
+NEVER: Final = bytes(range(32)) + b"\xfe\xff"  # in no string, not even escaped
+RESET: Final = 0xFE  # and 0xFF: hosts send one to bring the parser to a known state
+
+WINDOWS: Final = (64, 1 << 10, 1 << 13, 1 << 16)  # bytes to look at, one after the other, when a run's end is not known
+
+
+def hits(kinds: bytes) -> bytes:
+    """A table that makes a 1 of `kinds` and a 0 of all else: translate, then find(1)."""
+    return bytes(c in kinds for c in range(256))
+
+
+STRING_STOPS: Final = {q: hits(NEVER + bytes((q, 0x5C))) for q in b"\"'"}
+RECOVERY_STOPS: Final = hits(NEVER.replace(b"\t", b"") + MARKS)
+
+# Numbers: what a byte makes of each state.
+STRAY: Final = 0
+SIGN: Final = 1
+ZERO: Final = 2
+INTEGER: Final = 3
+POINT: Final = 4
+FRACTION: Final = 5
+EXPONENT: Final = 6
+EXPONENT_SIGN: Final = 7
+POWER: Final = 8
+END: Final = 9  # the number ended before this byte
+
+_WHOLE: Final = (ZERO, INTEGER, FRACTION, POWER)  # states that are a number already
+REPEATING: Final = (INTEGER, FRACTION, POWER)  # that any number of digits keeps
+_TRANSITIONS: Final = {
+    SIGN: {b"0": ZERO, b"123456789": INTEGER},
+    ZERO: {DIGITS: STRAY, b".": POINT},
+    INTEGER: {DIGITS: INTEGER, b"eE": EXPONENT, b".": POINT},
+    POINT: {DIGITS: FRACTION},
+    FRACTION: {DIGITS: FRACTION, b"eE": EXPONENT},
+    EXPONENT: {b"+-": EXPONENT_SIGN, DIGITS: POWER},
+    EXPONENT_SIGN: {DIGITS: POWER},
+    POWER: {DIGITS: POWER},
+}
+
+
+def _row(state: int) -> bytes:
+    row = bytearray([END if state in _WHOLE else STRAY] * 256)
+    for kinds, target in _TRANSITIONS[state].items():
+        for c in kinds:
+            row[c] = target
+    return bytes(row)
+
+
+_FIRST: Final = bytes(
+    ZERO if c == 0x30 else SIGN if c == 0x2D else INTEGER if c in DIGITS else STRAY for c in range(256)
+)
+NUMBERS: Final = (_FIRST, *(_row(s) for s in range(SIGN, END)))  # the first row is for a number's first byte
+
+
+def is_scalar(token: bytes) -> bool:
+    """Whether it is exactly one word or one number."""
+    if token.isdigit():
+        return token[0] != 0x30 or len(token) == 1
+    if not token.lstrip(LETTERS):
+        return True
+    state = 0
+    for c in token:
+        state = NUMBERS[state][c]
+        if state in (STRAY, END):
+            return False
+    return state in _WHOLE
+
+
+def run(data: bytes | bytearray, pos: int, kinds: bytes) -> int:
+    """The end of the run of bytes out of `kinds` that begins at `pos`."""
+    step = 32
+    while True:
+        part = data[pos : pos + step]
+        left = len(part.lstrip(kinds))
+        pos += len(part) - left
+        if left or len(part) < step:
+            return pos
+        step = min(step * 16, WINDOWS[-1])
+
+
+def find(data: bytes, pos: int, end: int, stops: bytes) -> int:
+    """The first byte that the table marks, `end` if there is none."""
+    for window in WINDOWS:
+        while pos < end:
+            stop = min(pos + window, end)
+            hit = data[pos:stop].translate(stops).find(1)
+            if hit >= 0:
+                return pos + hit
+            pos = stop
+            if window != WINDOWS[-1]:
+                break
+    return end

@@ -1,0 +1,286 @@
+"""What the host asked, in which order it is answered, and what is done with a request that takes long.  Sans-I/O.
+
+Theory of operation
+-------------------
+`receive` takes bytes from the channel, `advance` the time; both work through the queue of requests and leave bytes in
+`output` (for the channel) and calls in `calls` (for workers).  The owner hands each call to the worker of its domain
+and comes back with `answered` or `failed`.  No clock, no sockets, no logging in here.
+
+* Requests are answered strictly in order; one at a time is with a worker *and* holds up the queue.
+* A `guest-sync` or `guest-sync-delimited` says that the host has given up whatever it asked before.  It waits
+  `SYNC_PATIENCE` for the reply ahead of it (a reply that is nearly there should not be lost), then overtakes: every
+  request before it is *muted*.  A muted request is still executed, in its turn, since the host was entitled to think that
+  it would be; its reply is dropped.  So a host gets its sync whatever a worker does, and the next request (for another
+  domain, or `guest-fsfreeze-status`, which waits in the fs worker's own queue) goes on.
+* While frozen (the board says so) only the rows with `frozen` are allowed, whatever the policy says of them, as in
+  qemu-ga: a blocked guest-ping works while frozen and is blocked again after.
+* Replies that were written to the host are reported back for rows with `confirm`: `written` takes the number of bytes that
+  the channel took and says which calls' replies are out.
+
+The parser's state belongs to the agent, not to a connection (a half-sent request is continued by the next client), so
+`disconnected` forgets replies, not bytes.
+"""
+
+from __future__ import annotations
+
+import time
+
+from protocol import wire
+from protocol.commands import BY_NAME, COMMANDS, Command
+from protocol.dialect import ParseError, Parser
+from protocol.errors import CommandError
+from protocol.schema import check_arguments
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+SYNC_PATIENCE: Final = 0.025  # seconds
+QUEUE_LIMIT: Final = 1024  # requests waiting; the owner stops reading beyond
+OUTPUT_LIMIT: Final = 1 << 20  # bytes not yet taken by the channel; the owner stops reading beyond
+
+FROZEN_REASON: Final = "the agent is in frozen state"
+_SYNCS: Final = ("guest-sync", "guest-sync-delimited")
+
+
+class Request:
+    """One request that stands in the queue or is with a worker."""
+
+    __slots__ = ("command", "arguments", "id", "has_id", "error", "called", "muted", "call")
+
+    def __init__(self) -> None:
+        self.command: Command | None = None
+        self.arguments: dict[str, object] = {}
+        self.id: object = None
+        self.has_id = False
+        self.error: CommandError | None = None
+        self.called = False
+        self.muted = False
+        self.call = 0  # the number under which its worker knows it
+
+
+class Session:
+    """See the module's text.
+
+    allowed   names of the commands that policy allows
+    frozen    says whether file systems are frozen now
+    version   guest-info's version
+    refusal   why a command that is not allowed is refused: what stands after "has been disabled: "
+    host_name, clock_ns  what guest-get-host-name and guest-get-time answer
+    """
+
+    def __init__(
+        self,
+        *,
+        allowed: frozenset[str],
+        frozen: Callable[[], bool],
+        version: str,
+        refusal: str = "the command is not allowed",
+        host_name: Callable[[], str],
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.output = bytearray()
+        self.calls: list[Request] = []
+        self.delivered: list[Request] = []
+        self._allowed = allowed
+        self._frozen = frozen
+        self._version = version
+        self._refusal = refusal
+        self._host_name = host_name
+        self._clock_ns = clock_ns
+        self._parser = Parser()
+        self._queue: list[Request] = []
+        self._sync_at: float | None = None  # when the first sync in the queue may overtake
+        self._info: dict[bool, bytes] = {}
+        self._unconfirmed: list[tuple[int, Request]] = []  # (position in the output stream, request)
+        self._position = 0  # bytes of output ever made, less those in `output`
+
+    # -- what the owner calls
+
+    @property
+    def full(self) -> bool:
+        """The owner should not read from the channel now."""
+        return len(self._queue) >= QUEUE_LIMIT or len(self.output) >= OUTPUT_LIMIT
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting to be answered or written."""
+        return not self._queue and not self.output
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until `advance` should be called, None when nothing is due."""
+        return None if self._sync_at is None else max(0.0, self._sync_at - now)
+
+    def receive(self, data: bytes, now: float) -> None:
+        for event in self._parser.feed(data):
+            if isinstance(event, ParseError):
+                request = Request()
+                request.error = CommandError(event.desc)
+            else:
+                request = self._read(event.value)
+            self._queue.append(request)
+        self.advance(now)
+
+    def advance(self, now: float) -> None:
+        """Answer what can be answered, call what is to be called, let a sync overtake when its time has come."""
+        queue = self._queue
+        while queue:
+            head = queue[0]
+            if head.called:
+                if not self._overtake(now):
+                    return
+                continue
+            del queue[0]
+            self._start(head)
+            if head.called:
+                queue.insert(0, head)
+        self._sync_at = None
+
+    def answered(self, request: Request, value: object, now: float) -> None:
+        """The worker's answer.  A muted request's is dropped."""
+        if not request.muted:
+            command = request.command
+            if command is not None and command.replies:
+                self._write(wire.success(value, *self._id_of(request)))
+            self._finished(request, now)
+
+    def failed(self, request: Request, error: CommandError, now: float) -> None:
+        if not request.muted:
+            self._write(wire.failure(error.kind, error.desc, *self._id_of(request)))
+            self._finished(request, now)
+
+    def written(self, count: int) -> None:
+        """The channel took so many bytes of `output`; `delivered` gets the requests whose replies are now out."""
+        del self.output[:count]
+        self._position += count
+        while self._unconfirmed and self._unconfirmed[0][0] <= self._position:
+            self.delivered.append(self._unconfirmed.pop(0)[1])
+
+    def disconnected(self) -> None:
+        """The client is gone for good: replies not written are lost, requests in the queue are executed unheard."""
+        for request in self._queue:
+            request.muted = True
+            if not request.called:
+                self._start(request)
+        self._queue.clear()
+        self._sync_at = None
+        self._position += len(self.output)
+        self.output.clear()
+        self._unconfirmed.clear()
+
+    # -- inside
+
+    def _read(self, value: object) -> Request:
+        request = Request()
+        try:
+            name, arguments = wire.read_request(value, request)
+            command = BY_NAME.get(name)
+            if command is None:
+                raise CommandError.not_found(name)
+            request.command = command
+            request.arguments = arguments
+        except CommandError as e:
+            request.error = e
+        return request
+
+    def _start(self, request: Request) -> None:
+        """Answer it, or put it into `calls`."""
+        if request.error is None:
+            try:
+                self._admit(request)
+                assert request.command is not None
+                if request.command.domain != "front":
+                    request.called = True
+                    self.calls.append(request)
+                    return
+                line = self._own(request)
+            except CommandError as e:
+                request.error = e
+        if request.error is not None:
+            line = wire.failure(request.error.kind, request.error.desc, *self._id_of(request))
+        if not request.muted:
+            self.output += line
+
+    def _admit(self, request: Request) -> None:
+        command = request.command
+        assert command is not None
+        frozen = self._frozen()
+        if frozen:
+            if not command.frozen:
+                raise CommandError.disabled(command.name, FROZEN_REASON)
+        elif command.name not in self._allowed:
+            raise CommandError.disabled(command.name, self._refusal)
+        request.arguments = check_arguments(command.args, request.arguments)
+
+    def _own(self, request: Request) -> bytes:
+        """The reply to a command that needs neither privilege nor file."""
+        assert request.command is not None
+        name = request.command.name
+        if name == "guest-ping":
+            value: object = {}
+        elif name in _SYNCS:
+            value = request.arguments["id"]
+        elif name == "guest-get-time":
+            value = self._clock_ns() // 1000 * 1000
+        elif name == "guest-get-host-name":
+            value = {"host-name": self._host_name()}
+        else:
+            return self._guest_info(request)
+        line = wire.success(value, *self._id_of(request))
+        return wire.delimited(line) if name == "guest-sync-delimited" else line
+
+    def _guest_info(self, request: Request) -> bytes:
+        frozen = self._frozen()
+        if request.has_id or frozen not in self._info:
+            value = {
+                "version": self._version,
+                "supported_commands": [
+                    {
+                        "enabled": c.frozen if frozen else c.name in self._allowed,
+                        "name": c.name,
+                        "success-response": c.replies,
+                    }
+                    for c in reversed(COMMANDS)
+                ],
+            }
+            if request.has_id:
+                return wire.success(value, *self._id_of(request))
+            self._info[frozen] = wire.success(value)
+        return self._info[frozen]
+
+    def _overtake(self, now: float) -> bool:
+        """The head is with a worker: is there a sync behind it whose patience is over?  Then everything before it is muted
+        and started, and the sync is the new head."""
+        place = next((i for i, r in enumerate(self._queue) if r.command is not None and r.command.name in _SYNCS), None)
+        if place is None:
+            self._sync_at = None
+            return False
+        if self._sync_at is None:
+            self._sync_at = now + SYNC_PATIENCE
+        if now < self._sync_at:
+            return False
+        passed = self._queue[:place]
+        del self._queue[:place]
+        for request in passed:
+            request.muted = True
+            if not request.called:
+                self._start(request)
+        self._sync_at = None
+        return True
+
+    def _finished(self, request: Request, now: float) -> None:
+        """The head was answered."""
+        assert self._queue and self._queue[0] is request
+        del self._queue[0]
+        if request.command is not None and request.command.confirm:
+            self._unconfirmed.append((self._position + len(self.output), request))
+        self._sync_at = None
+        self.advance(now)
+
+    def _write(self, line: bytes) -> None:
+        self.output += line
+
+    @staticmethod
+    def _id_of(request: Request) -> tuple[object, ...]:
+        return (request.id,) if request.has_id else ()

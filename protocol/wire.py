@@ -1,0 +1,215 @@
+"""Requests' envelopes and response lines, byte for byte as qemu-ga has them.
+
+A response is one line of ASCII: `, ` and `: ` as separators, \\uXXXX in upper case for what is not printable ASCII, doubles
+with 17 significant digits, infinity as the bare word `inf` (which is not JSON, but the peer's).  `return` stands before `id`,
+`id` before `error`, `class` before `desc`: the peer's order is that of a hash table, but a fixed one.
+
+`_json`, the C half of the json package, writes most values; what it writes in other words (doubles, the case of
+hexadecimal digits, DEL, noncharacters) or cannot write (deep nesting) is written here.  What is no JSON value raises
+TypeError or ValueError.
+"""
+
+from __future__ import annotations
+
+from _json import encode_basestring_ascii, make_encoder
+
+from protocol.errors import CommandError
+from protocol.text import repair
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Protocol
+
+    class Envelope(Protocol):
+        """What a request's id is put into."""
+
+        id: object
+        has_id: bool
+
+
+class _Absent:
+    __slots__ = ()
+
+
+ABSENT: Final = _Absent()  # no id: null is one
+
+DELIMITER: Final = b"\xff"
+_PONG: Final = b'{"return": {}}\n'
+
+
+def _refuse(value: object) -> object:
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+_encoder: Final = make_encoder(
+    None,  # no table of the containers seen: a value is a tree, and _is_simple bounds its depth
+    _refuse,
+    encode_basestring_ascii,
+    None,
+    ": ",
+    ", ",
+    False,
+    False,
+    False,
+)
+
+
+def _is_simple(value: object) -> bool:
+    """Whether the C encoder's words for the value are the peer's, but for strings; no more than some levels deep."""
+    level = [value]
+    for _ in range(32):
+        deeper: list[object] = []
+        for one in level:
+            if type(one) is dict:
+                for key in one:
+                    if type(key) is not str:
+                        return False
+                items: object = one.values()
+            elif type(one) is list or type(one) is tuple:
+                items = one
+            else:
+                items = (one,)
+            for item in items:  # type: ignore[attr-defined]
+                kind = type(item)
+                if kind is str or kind is int or kind is bool or item is None:
+                    continue
+                if kind is not dict and kind is not list and kind is not tuple:
+                    return False
+                if item:
+                    deeper.append(item)
+        if not deeper:
+            return True
+        level = deeper
+    return False
+
+
+def _string(value: str) -> str:
+    """A string with its quotes."""
+    made = encode_basestring_ascii(value)
+    if "\\u" not in made and "\x7f" not in made:
+        return made
+    made = encode_basestring_ascii(repair(value))
+    # Every other backslash begins an escape once the pairs are out of the way.
+    halves = [half.split("\\u") for half in made.split("\\\\")]
+    for parts in halves:
+        parts[1:] = [part[:4].upper() + part[4:] for part in parts[1:]]
+    return "\\\\".join(["\\u".join(parts) for parts in halves]).replace("\x7f", "\\u007F")
+
+
+def _scalar(value: object) -> str:
+    kind = type(value)
+    if kind is str:
+        assert isinstance(value, str)
+        return _string(value)
+    if kind is bool:
+        return "true" if value else "false"
+    if kind is int:
+        return str(value)
+    if value is None:
+        return "null"
+    if kind is float:
+        if value != value:
+            raise ValueError("not a number")
+        return f"{value:.17g}"
+    raise TypeError(f"{kind.__name__} is not a JSON value")
+
+
+def _walk(value: object) -> str:
+    """Any value, any depth."""
+    out: list[str] = []
+    # What is still to be written, last first: values in a tuple of one, text as it is.
+    todo: list[str | tuple[object]] = [(value,)]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            out.append(item)
+            continue
+        (value,) = item
+        if type(value) is dict:
+            later: list[str | tuple[object]] = []
+            for key, member in value.items():
+                if type(key) is not str:
+                    raise TypeError("member name is not a string")
+                later += (", " if later else "{", _string(key) + ": ", (member,))
+            later.append("}" if later else "{}")
+        elif type(value) is list or type(value) is tuple:
+            later = []
+            for element in value:
+                later += (", " if later else "[", (element,))
+            later.append("]" if later else "[]")
+        else:
+            out.append(_scalar(value))
+            continue
+        todo += reversed(later)
+    return "".join(out)
+
+
+def encode(value: object) -> bytes:
+    """The value as the peer writes it."""
+    if type(value) is int:
+        return b"%d" % value
+    if _is_simple(value):
+        made = "".join(_encoder(value, 0))
+        if "\\u" not in made and "\x7f" not in made:
+            return made.encode("ascii")
+    return _walk(value).encode("ascii")
+
+
+def success(value: object, id: object = ABSENT) -> bytes:
+    """The line for a command that succeeded."""
+    if id is ABSENT:
+        if value == {}:
+            return _PONG
+        return b'{"return": ' + encode(value) + b"}\n"
+    return b'{"return": ' + encode(value) + b', "id": ' + encode(id) + b"}\n"
+
+
+def failure(kind: str, desc: str, id: object = ABSENT) -> bytes:
+    """The line for one that failed."""
+    error = f'"error": {{"class": {_string(kind)}, "desc": {_string(desc)}}}}}\n'.encode("ascii")
+    if id is ABSENT:
+        return b"{" + error
+    return b'{"id": ' + encode(id) + b", " + error
+
+
+def delimited(line: bytes) -> bytes:
+    """The line of guest-sync-delimited: hosts throw away what comes before this byte."""
+    return DELIMITER + line
+
+
+def _bucket(name: str) -> int:
+    """Where QEMU's hash table (qobject/qdict.c) has a member: its loops see members in this order."""
+    data = name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
+    value = 0x238F13AF * len(data)
+    for i, c in enumerate(data):
+        value += c << i * 5 % 24
+    return (1103515243 * value + 12345) % 512
+
+
+def read_request(value: object, envelope: Envelope) -> tuple[str, dict[str, object]]:
+    """The command's name and arguments.
+
+    `envelope` gets the id, if there is one, before anything is found wrong; raises CommandError in the peer's words."""
+    if type(value) is not dict:
+        raise CommandError("QMP input must be a JSON object")
+    if "id" in value:
+        envelope.id = value["id"]
+        envelope.has_id = True
+    name = value.get("execute", ABSENT)
+    arguments = value.get("arguments", ABSENT)
+    known = 1 + (arguments is not ABSENT) + ("id" in value)
+    if type(name) is str and len(value) == known:
+        if type(arguments) is dict:
+            return name, arguments
+        if arguments is ABSENT:
+            return name, {}
+    for member in sorted(value, key=_bucket):
+        if member == "execute":
+            if type(name) is not str:
+                raise CommandError("QMP input member 'execute' must be a string")
+        elif member == "arguments":
+            if type(arguments) is not dict:
+                raise CommandError("QMP input member 'arguments' must be an object")
+        elif member != "id":
+            raise CommandError(f"QMP input member '{member}' is unexpected")
+    raise CommandError("QMP input lacks member 'execute'")

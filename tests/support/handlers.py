@@ -1,0 +1,68 @@
+"""What a handler needs when it is called without its worker: a context, and a process with exactly a row's privileges."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import _prctl
+
+from privsep.domains import BY_NAME, CAPABILITIES
+from privsep.sandbox import caps
+
+
+class Lines:
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def _add(self, text: str) -> None:
+        self.lines.append(text)
+
+    error = warning = info = debug = _add
+
+
+class BareContext:
+    """The part of privsep.runtime.Context that handlers of commands use."""
+
+    def __init__(self, root: object = "", **settings: str) -> None:
+        self.root = str(root)
+        self.settings = {name.replace("_", "-"): value for name, value in settings.items()}
+        self.log = Lines()
+
+    def setting(self, name: str, default: str = "") -> str:
+        return self.settings.get(name, default)
+
+
+def confined(domain: str, function: Callable[[], Any], *, without: str = "") -> Any:
+    """What `function` returns, or the exception it raises, in a child that is uid 0 with the row's capabilities only.
+
+    `without` takes one of them away: the other side of the rule."""
+    mask = sum(1 << CAPABILITIES[name] for name in BY_NAME[domain].caps if name != without)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reader)
+            last = caps.last_cap()
+            caps.limit_bounding(mask, last)
+            os.setgroups([])
+            caps.limit_to(mask, last)
+            _prctl.prctl(_prctl.PR_SET_NO_NEW_PRIVS, 1)
+            with open("/proc/self/status") as status:
+                held = dict(line.split(":\t") for line in status.read().splitlines() if line.startswith("Cap"))
+            assert {int(held[s], 16) for s in ("CapPrm", "CapEff", "CapBnd")} == {mask}
+            answer = function()
+        except BaseException as e:
+            answer = e
+        with os.fdopen(writer, "wb") as f:
+            f.write(pickle.dumps(answer))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as f:
+        data = f.read()
+    os.waitpid(pid, 0)
+    return pickle.loads(data)

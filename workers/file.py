@@ -1,0 +1,292 @@
+"""Opens, reads and writes files for the host.
+
+The modes, the flags and the words are the peer's (qemu's qga/commands-posix.c); fopen(3), open(2), fifo(7) say the rest.
+Differences from the peer, all on purpose:
+
+* A write goes to the kernel at once, so that a full disk is told by the write that met it, not by a later flush or close.
+  The setting `file-buffer` (bytes, none by default) brings the peer's habit back: what is smaller waits for a flush, a
+  close, a seek, a read, or company.
+* What a fifo, a terminal or a failing disk gave before it gave no more is returned, not thrown away with an error.
+* A handle whose close failed is gone, since its descriptor is.
+* At most `MOST` files are open at once.
+
+Everything is opened non-blocking: a fifo without a writer or a silent terminal costs no time.  Settings: `statedir`, where
+the counter of handles lives; `file-buffer`; `handles-from`, the counter at the start of the agent (see `_find`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from protocol.errors import CommandError
+from workers.base64 import decode, encode
+from workers.counter import FIRST, HandleCounter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from privsep.runtime import Context
+
+MOST: Final = 1024  # files open at once
+LARGEST_READ: Final = 48 << 20  # bytes; as the peer, whose base64 text must fit its 64 MiB token
+_PIECE: Final = 256 << 10  # bytes asked for at a time after a short read
+_NEW_FILE_MODE: Final = 0o666
+_ALWAYS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+_TRUNCATE: Final = os.O_CREAT | os.O_TRUNC
+_APPEND: Final = os.O_CREAT | os.O_APPEND
+_FLAGS: Final = {
+    mode: flags
+    for modes, flags in (
+        ("r rb", os.O_RDONLY),
+        ("w wb", os.O_WRONLY | _TRUNCATE),
+        ("a ab", os.O_WRONLY | _APPEND),
+        ("r+ rb+ r+b", os.O_RDWR),
+        ("w+ wb+ w+b", os.O_RDWR | _TRUNCATE),
+        ("a+ ab+ a+b", os.O_RDWR | _APPEND),
+    )
+    for mode in modes.split()
+}
+_WHENCE: Final = {"set": os.SEEK_SET, "cur": os.SEEK_CUR, "end": os.SEEK_END}
+
+
+class OpenFile:
+    """One open file; `pending` is what waits to be written, always empty without the setting `file-buffer`."""
+
+    __slots__ = ("fd", "writable", "pending")
+
+    def __init__(self, fd: int, writable: bool) -> None:
+        self.fd = fd
+        self.writable = writable
+        self.pending = bytearray()
+
+
+class Table:
+    """The open files by handle, and where the handles' numbers come from."""
+
+    __slots__ = ("files", "counter", "buffer", "handles_from")
+
+    def __init__(self, ctx: Context) -> None:
+        folder: int | None
+        path = ctx.root + ctx.setting("statedir", "/var/run")
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as e:
+            ctx.log.error(f"cannot open the state folder {path}: {e.strerror}")
+            folder = None
+        self.files: dict[int, OpenFile] = {}
+        self.counter = HandleCounter(folder)
+        if self.counter.fault:
+            ctx.log.error(f"no file can be opened: {self.counter.fault}")
+        self.buffer = int(ctx.setting("file-buffer") or 0)
+        self.handles_from = int(ctx.setting("handles-from") or FIRST)
+
+
+def prepare(ctx: Context) -> None:
+    """Opens the state folder while its row's walls are not up yet."""
+    ctx.state.__dict__["files"] = Table(ctx)
+
+
+def holds(ctx: Context) -> bool:
+    """Whether files are open."""
+    return bool(_table(ctx).files)
+
+
+def stopping(ctx: Context) -> None:
+    """Writes what waits, as the peer's exit does."""
+    for handle, file in _table(ctx).files.items():
+        try:
+            _flush(file)
+        except OSError as e:
+            ctx.log.error(f"handle {handle}: {len(file.pending)} bytes could not be written: {e.strerror}")
+
+
+def guest_file_open(ctx: Context, path: str, mode: str = "r") -> int:
+    """Opens `path` as fopen would; returns a handle whose number was never given out before."""
+    flags = _FLAGS.get(mode)
+    if flags is None:
+        raise CommandError(f"invalid file open mode '{mode}'")
+    failed = f"failed to open file '{path}' (mode: '{mode}')"
+    table = _table(ctx)
+    if len(table.files) >= MOST:
+        raise CommandError(f"{failed}: {MOST} files are open already, close some first")
+    if "\0" in path:
+        raise CommandError(f"{failed}: the path has a NUL in it")
+    try:
+        name = (ctx.root + path if path.startswith("/") else path).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise CommandError(f"{failed}: the path is not Unicode") from None
+    try:
+        fd, new = _open(name, flags | _ALWAYS)
+    except OSError as e:
+        raise CommandError.from_errno(failed, e.errno or 0) from None
+    try:
+        if new:
+            _give_mode(fd, name, path, mode)
+        handle = table.counter.take()
+    except CommandError:
+        os.close(fd)
+        raise
+    table.files[handle] = OpenFile(fd, flags & os.O_ACCMODE != os.O_RDONLY)
+    ctx.log.info(f"guest-file-open, filepath: {path!r}, mode: {mode}, handle: {handle}")
+    return handle
+
+
+def guest_file_close(ctx: Context, handle: int) -> dict[str, object]:
+    """Writes what waits and closes; the handle is gone even when that fails."""
+    file = _find(ctx, handle)
+    del _table(ctx).files[handle]
+    error: OSError | None = None
+    try:
+        _flush(file)
+    except OSError as e:
+        error = e
+    try:
+        os.close(file.fd)
+    except OSError as e:  # a file system that keeps an error for the last moment, as NFS does
+        error = e
+    if error is not None:
+        raise CommandError.from_errno("failed to close handle", error.errno or 0)
+    ctx.log.info(f"guest-file-close, handle: {handle}")
+    return {}
+
+
+def guest_file_read(ctx: Context, handle: int, count: int = 4096) -> dict[str, object]:
+    """Up to `count` bytes; `eof` only when the end was met, so not when exactly the rest was asked for."""
+    file = _find(ctx, handle)
+    if not 0 <= count <= LARGEST_READ:
+        raise CommandError(f"value '{count}' is invalid for argument count")
+    if file.pending:
+        try:
+            _flush(file)
+        except OSError as e:
+            raise CommandError.from_errno("failed to flush file", e.errno or 0) from None
+    try:
+        data, eof = _read(file.fd, count)
+    except OSError as e:
+        raise CommandError.from_errno("failed to read file", e.errno or 0) from None
+    return {"count": len(data), "buf-b64": encode(data), "eof": eof}
+
+
+def guest_file_write(ctx: Context, handle: int, buf_b64: str, count: int | None = None) -> dict[str, object]:
+    """Writes the first `count` decoded bytes.  When only a part could be written the error says how much."""
+    file = _find(ctx, handle)
+    data: bytes | memoryview = decode(buf_b64)
+    if count is None:
+        count = len(data)
+    elif not 0 <= count <= len(data):
+        raise CommandError(f"value '{count}' is invalid for argument count")
+    elif count < len(data):
+        data = memoryview(data)[:count]
+    done = 0
+    try:
+        if file.writable and len(file.pending) + count < _table(ctx).buffer:
+            file.pending += data
+        else:
+            _flush(file)
+            while done < count:
+                done += os.write(file.fd, data if not done else memoryview(data)[done:])
+    except OSError as e:
+        part = f" ({done} of {count} bytes were written)" if done else ""
+        raise CommandError(CommandError.from_errno("failed to write to file", e.errno or 0).desc + part) from None
+    return {"count": count, "eof": False}
+
+
+def guest_file_seek(ctx: Context, handle: int, offset: int, whence: int | str) -> dict[str, object]:
+    """Moves the position; beyond the end is fine, before the start is not."""
+    file = _find(ctx, handle)
+    code = _WHENCE[whence] if isinstance(whence, str) else whence
+    if code not in _WHENCE.values():
+        raise CommandError(f"invalid whence code {whence}")
+    try:
+        _flush(file)
+        position = os.lseek(file.fd, offset, code)
+    except OSError as e:
+        raise CommandError.from_errno("failed to seek file", e.errno or 0) from None
+    return {"eof": False, "position": position}  # the order that the peer writes them in
+
+
+def guest_file_flush(ctx: Context, handle: int) -> dict[str, object]:
+    """Hands what waits to the kernel; as with the peer nothing is synced to the disk."""
+    file = _find(ctx, handle)
+    try:
+        _flush(file)
+    except OSError as e:
+        raise CommandError.from_errno("failed to flush file", e.errno or 0) from None
+    return {}
+
+
+def _table(ctx: Context) -> Table:
+    table = ctx.state.__dict__["files"]
+    assert isinstance(table, Table)
+    return table
+
+
+def _find(ctx: Context, handle: int) -> OpenFile:
+    """Raises CommandError, with more than the peer's words when the number is one that an earlier worker of this agent gave
+    out: if the host did not close it, it was lost with that worker.  `handles-from` tells those from an earlier agent's."""
+    table = _table(ctx)
+    file = table.files.get(handle)
+    if file is None:
+        text = f"handle '{handle}' has not been found"
+        if table.handles_from <= handle < table.counter.start:
+            text += ": it was given out by an earlier file worker, and lost with it if it was open"
+        raise CommandError(text)
+    return file
+
+
+def _open(name: bytes, flags: int) -> tuple[int, bool]:
+    """The descriptor, and whether the file is new.  Two steps, because only the mode of a new file is ours to set."""
+    if not flags & os.O_CREAT:
+        return os.open(name, flags), False
+    try:
+        return os.open(name, flags | os.O_EXCL, 0), True
+    except FileExistsError:
+        return os.open(name, flags & ~os.O_CREAT), False
+
+
+def _give_mode(fd: int, name: bytes, path: str, mode: str) -> None:
+    """Sets a new file's mode whatever the umask; takes the file back when the file system will not."""
+    try:
+        os.fchmod(fd, _NEW_FILE_MODE)
+    except OSError as e:
+        try:
+            if os.path.samestat(os.lstat(name), os.fstat(fd)):
+                os.unlink(name)
+        except OSError:
+            pass  # it stays, empty and with no permissions
+        failed = f"failed to set permission 0{_NEW_FILE_MODE:03o} on new file '{path}' (mode: '{mode}')"
+        raise CommandError.from_errno(failed, e.errno or 0) from None
+
+
+def _flush(file: OpenFile) -> None:
+    """Writes what waits; what could not be written goes on waiting.  Raises OSError."""
+    while file.pending:
+        done = os.write(file.fd, file.pending)
+        del file.pending[:done]
+
+
+def _read(fd: int, count: int) -> tuple[bytes, bool]:
+    """Up to `count` bytes and whether the end was met.  Raises OSError when there is nothing but an error.
+
+    One read and no copy for a regular file; files of /proc, fifos and terminals give less at a time."""
+    if count == 0:
+        return b"", False
+    data = os.read(fd, count)
+    if not data or len(data) == count:
+        return data, not data
+    pieces = [data]
+    left = count - len(data)
+    eof = False
+    while left and not eof:
+        try:
+            data = os.read(fd, min(left, _PIECE))
+        except OSError:  # told by the next read, if it still is so then
+            break
+        if data:
+            pieces.append(data)
+            left -= len(data)
+        else:
+            eof = True
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces), eof
