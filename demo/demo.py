@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import show, table
-from tests.support import namespace
+from tests.support import loopfs, namespace
 from tests.support.agent import Agent, AgentError, state, wait_for
 from tests.support.deadman import DeadMan
 
@@ -33,8 +33,7 @@ profile = "default"
 [fsfreeze]
 auto-thaw = {AUTO_THAW}
 """
-# mount point -> how its file system is made (mkfs.xfs makes nothing below 300 MiB; the image is sparse and in memory)
-FILE_SYSTEMS = {"/srv/documents": ("mkfs.ext4", 64 << 20), "/srv/database": ("mkfs.xfs", 320 << 20)}
+FILE_SYSTEMS = {"/srv/documents": "ext4", "/srv/database": "xfs"}
 
 
 def missing() -> list[str]:
@@ -53,13 +52,8 @@ def missing() -> list[str]:
 
 
 def make_file_systems() -> None:
-    for number, (mountpoint, (mkfs, size)) in enumerate(FILE_SYSTEMS.items()):
-        image = f"/tmp/image{number}"
-        with open(image, "wb") as f:
-            f.truncate(size)
-        subprocess.run([mkfs, "-q", image], check=True)
-        os.makedirs(mountpoint)
-        subprocess.run(["mount", "-o", "loop", image, mountpoint], check=True)
+    for number, (mountpoint, fstype) in enumerate(FILE_SYSTEMS.items()):
+        loopfs.make(mountpoint, fstype, image=f"/tmp/image{number}")
     show.check(
         sorted(namespace.block_mounts()) == sorted(FILE_SYSTEMS),
         f"all that can be frozen here: {', '.join(FILE_SYSTEMS)} (ext4 and xfs, on loop devices)",

@@ -37,12 +37,18 @@ class Process:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         self.pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
 
+    @staticmethod
+    def ours() -> int:
+        """What this process, and so the agent that it started, holds."""
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapPrm"))
+
     def as_declared(self) -> bool:
         """Whether its user and its capabilities are those of its row; the supervisor has no row."""
         row = BY_NAME.get(self.name)
         if row is None:
             return self.name == "supervisor"
-        mask = sum(1 << CAPABILITIES[c] for c in row.caps)
+        mask = row.mask(Process.ours())
         return self.caps == self.permitted == mask and (self.uid == 0) == (row.user == "root")
 
 
@@ -54,7 +60,9 @@ def names(mask: int) -> str:
 
 
 def read(processes: dict[str, int]) -> list[Process]:
-    return [Process(name, pid) for name, pid in processes.items()]
+    """In the table's order, the supervisor first."""
+    order = ["supervisor", *BY_NAME]
+    return [Process(name, processes[name]) for name in sorted(processes, key=order.index)]
 
 
 def _user(uid: int) -> str:

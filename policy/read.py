@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Final
 
-AUTO_THAW_RANGE: Final = (5, 86400)  # a freeze of less than 5 s helps no snapshot
+AUTO_THAW_RANGE: Final = (0, 86400)  # 0: never, and the log says so at start
 HOOK_LIMIT_RANGE: Final = (1, 3600)
 
 _KEYS: Final = {

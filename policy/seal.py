@@ -32,6 +32,7 @@ SETTINGS: Final = {
     "thawer": ("auto-thaw", "expedite-rcu", "hook-limit"),
     "hook": ("fsfreeze-hook", "hook-limit"),
     "file": ("statedir",),
+    "ssh": ("ssh-root", "ssh-strict"),
     "ssh": ("ssh-strict", "ssh-root"),
 }
 

@@ -86,7 +86,6 @@ def _live(name: str, root: str) -> int:
             prepare(context)
         run = Worker(name, module, context, allowed).run
 
-    gc.collect()
     gc.freeze()
     try:
         apply(

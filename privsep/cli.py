@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
-from policy.builtin import COMMANDS, PEER_LEVEL
+from policy.builtin import COMMANDS, PEER_LEVEL, PROFILES
 from policy.errors import PolicyError
-from policy.load import choose
-from policy.model import with_lists
+from policy.model import builtin, with_lists
 from privsep import getopt
 from privsep.config import HOOK, Config, ConfigError, config_file, split_list
 
@@ -128,7 +127,13 @@ def main(words: Sequence[str] | None = None, *, libexec: str | None = None) -> i
 
 def effective_policy(config: Config) -> Policy:
     """The policy with the lists of the configuration folded in.  Raises PolicyError."""
-    return with_lists(choose(config.policy), config.block, config.allow)
+    if config.policy in PROFILES:
+        policy = builtin(config.policy)
+    else:
+        from policy.load import choose  # no file is needed for a profile that comes with the agent
+
+        policy = choose(config.policy)
+    return with_lists(policy, config.block, config.allow)
 
 
 def beside(program: str) -> str:

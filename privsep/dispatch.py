@@ -31,7 +31,7 @@ class Link:
     """The front's side of one domain."""
 
     __slots__ = (
-        "row", "state", "socket", "queue", "current", "current_id", "deadline", "used_at", "overdue",
+        "row", "state", "socket", "queue", "current", "current_id", "deadline", "used_at", "overdue", "unread",
         "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint",
     )  # fmt: skip
 
@@ -45,6 +45,7 @@ class Link:
         self.deadline: float | None = None
         self.used_at = 0.0
         self.overdue = False  # the supervisor was asked to end it
+        self.unread = False  # it died without having read what it was sent last
         self._assembler = frame.Assembler()
         self._unsent: list[bytes] = []
         self._greeting = 0  # id of the hello that has not been answered
@@ -63,6 +64,7 @@ class Link:
         self.state = UP
         self.used_at = now
         self.overdue = False
+        self.unread = False
         self._assembler = frame.Assembler()
         self._unsent = []
         self._probe = 0
@@ -104,8 +106,9 @@ class Link:
                 self.socket.send(self._unsent[0])
             except _NOT_NOW:
                 return
-            except OSError:
-                self._unsent.clear()  # the end of file that follows tells the rest
+            except OSError:  # the end of file that follows tells the rest
+                self._unsent.clear()
+                self.unread = True
                 return
             del self._unsent[0]
 
@@ -118,6 +121,9 @@ class Link:
             data = self.socket.recv(frame.DATAGRAM)
         except _NOT_NOW:
             return None
+        except ConnectionResetError:
+            self.unread = True
+            raise EOFError from None
         except OSError:
             raise EOFError from None
         if not data:
@@ -168,12 +174,17 @@ class Link:
         self.state = DOWN
         self._unsent.clear()
 
-    def lost(self) -> tuple[Request | None, bool]:
-        """The worker is gone: the request that it had, and whether it was over its limit."""
+    def lost(self) -> Request | None:
+        """The worker is gone: the request that went with it.
+
+        One that it never read (the kernel tells: ECONNRESET or EPIPE) is not lost, it goes to the next worker."""
         self.close()
         request, self.current = self.current, None
         self.deadline = None
-        return request, self.overdue
+        if request is not None and self.unread and not self.overdue:
+            self.queue.insert(0, request)
+            return None
+        return request
 
 
 def death_notice(command: Command, overdue: bool) -> WorkerLost:

@@ -221,10 +221,10 @@ class Front:
 
     def _lost(self, link: dispatch.Link, fd: int, now: float) -> None:
         self._forget(fd)
-        request, overdue = link.lost()
+        request = link.lost()
         if request is not None:
             assert request.command is not None
-            notice = dispatch.death_notice(request.command, overdue)
+            notice = dispatch.death_notice(request.command, link.overdue)
             self._log.error(notice.desc)
             self._session.failed(request, notice, now)
             self._dispatch(now)

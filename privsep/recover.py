@@ -14,7 +14,9 @@ import select
 import sys
 import time
 
+from privsep import crew
 from privsep.journal import Entry, Journal, Lapse, boot_id, lapse_record
+from workers.mounts import parse_mountinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,8 +68,6 @@ def open_mount(mount: Mount, root: str = "") -> int:
 
 def open_entries(entries: list[Entry]) -> tuple[list[tuple[Entry, int]], list[str]]:
     """The entries that can be reached, each with a descriptor, and a line about each of the others."""
-    from workers.mounts import parse_mountinfo
-
     with open("/proc/self/mountinfo", "rb", 0) as file:
         mounts = parse_mountinfo(file.read())
     opened, lines = [], []
@@ -88,8 +88,6 @@ def open_entries(entries: list[Entry]) -> tuple[list[tuple[Entry, int]], list[st
 
 def thaw_entries(entries: list[Entry], patience: float = PATIENCE) -> tuple[list[str], list[str]]:
     """Thaw what can be reached: lines for the log, and the paths that are, or may be, still frozen."""
-    from privsep import crew
-
     opened, lines = open_entries(entries)
     jobs = [_Job(fd, entry.path) for entry, fd in opened]
 

@@ -61,9 +61,8 @@ def in_memory(path: str) -> bool:
 
 def make(path: str, uid: int) -> None:
     """Make the directory, and check that it is one, ours, and that nobody else may write it.  Raises OSError."""
-    parent = os.path.dirname(path)
-    if os.path.basename(parent) == NAME:
-        _make_one(parent, uid)
+    if is_instance(path):
+        _make_one(os.path.dirname(path), uid)
     _make_one(path, uid)
 
 
@@ -79,10 +78,17 @@ def _make_one(path: str, uid: int) -> None:
         raise PermissionError(errno.EPERM, "Others may write it or own it", path)
 
 
-def tidy(path: str) -> None:
-    """Remove a directory that only a state folder of its own needed, if it is empty."""
-    if os.path.basename(os.path.dirname(path)) == NAME:
-        try:
-            os.rmdir(path)
-        except OSError:
-            pass
+def is_instance(path: str) -> bool:
+    """Whether it is the directory of an agent with a state folder of its own."""
+    return os.path.basename(os.path.dirname(path)) == NAME
+
+
+def remove(path: str, *files: str) -> None:
+    """Remove a directory that nobody needs any more, and these files in it; what cannot be removed stays."""
+    try:
+        for file in files:
+            if os.path.lexists(file):
+                os.unlink(file)
+        os.rmdir(path)
+    except OSError:
+        pass

@@ -48,6 +48,7 @@ class Context:
     fds       descriptors that came through control, by name: journal, thawer, hook, fs
     control   the socket to the supervisor (fs and thawer)
     board     its `frozen` is the agent's frozen flag
+    deferred  messages (bytes, descriptor) that a handler took from control while it waited for another; the loop's
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Context:
         self.fds: dict[str, int] = {}
         self.control = control
         self.board = board
+        self.deferred: list[tuple[bytes, int | None]] = []
 
     def setting(self, name: str, default: str = "") -> str:
         return self.settings.get(name, default)
@@ -122,7 +124,8 @@ class Worker:
                 return
             for fd, _ in events:
                 if fd == control:
-                    if not self._from_supervisor():
+                    assert context.control is not None
+                    if not self._from_supervisor(*wiring.receive_fd(context.control)):
                         return
                 elif self._front is not None and fd == self._front.fileno():
                     if not self._from_front():
@@ -134,6 +137,9 @@ class Worker:
                             return
                 elif fd in watched:
                     watched[fd](context)
+            while context.deferred:
+                if not self._from_supervisor(*context.deferred.pop(0)):
+                    return
             context.log.flush()
 
     def _optional(self, name: str, *args: object) -> object:
@@ -143,18 +149,19 @@ class Worker:
     def _holds(self) -> bool:
         return bool(self._optional("holds"))
 
-    def _from_supervisor(self) -> bool:
+    def _from_supervisor(self, data: bytes, fd: int | None) -> bool:
         context = self._context
-        assert context.control is not None
-        data, fd = wiring.receive_fd(context.control)
         if data[:1] == wiring.TAG_QUIT:
             self._optional("stopping")
             return False
         if data[:1] == wiring.TAG_START:
             self._optional("started")
             return True
-        if not data or fd is None:
-            return bool(data)
+        if not data:
+            self._optional("orphaned")
+            return False
+        if fd is None:
+            return True
         if data[:1] == wiring.TAG_CHANNEL:
             if self._front is not None:
                 self._front.close()

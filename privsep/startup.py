@@ -10,7 +10,6 @@ import os
 
 from policy.seal import seal, slice_for
 from privsep import channel, rundir, statefile
-from privsep.daemon import DaemonError, PidFile, daemonize
 from privsep.log import Log
 from privsep.runfiles import RunFiles
 from privsep.supervisor import Supervisor
@@ -19,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from policy.model import Policy
     from privsep.config import Config
+    from privsep.daemon import PidFile
 
 NAME = "supervisor"
 
@@ -39,17 +39,27 @@ def start(config: Config, policy: Policy, libexec: str) -> int:
         directory = _state(config)
         logfile = None if config.logfile is None else os.path.abspath(config.logfile)
         if config.daemonize:
-            pidfile = daemonize(os.path.abspath(config.pidfile))
+            pidfile = _background(os.path.abspath(config.pidfile))
         if logfile is not None:
             _to_file(logfile, config.statedir, log)
             log = Log(2, NAME, config.verbose)
         return _supervise(config, policy, libexec, log, RunFiles(directory), inherited)
-    except (StartError, DaemonError, channel.ChannelError) as e:
+    except (StartError, channel.ChannelError) as e:
         log.error(str(e))
         return 1
     finally:
         if pidfile is not None:
             pidfile.remove()
+
+
+def _background(path: str) -> PidFile:
+    """Returns in the child.  Raises StartError there."""
+    from privsep.daemon import DaemonError, daemonize  # not under a service manager
+
+    try:
+        return daemonize(path)
+    except DaemonError as e:
+        raise StartError(str(e)) from None
 
 
 def _state(config: Config) -> str:
@@ -126,7 +136,8 @@ def _supervise(
         return supervisor.run()
     finally:
         runfiles.remove_status()
-        rundir.tidy(runfiles.directory)
+        if rundir.is_instance(runfiles.directory) and not runfiles.journal_pending():
+            rundir.remove(runfiles.directory, runfiles.journal_path)
 
 
 def enabled_rows(policy: Policy, *, hook: bool) -> frozenset[str]:

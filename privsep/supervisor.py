@@ -21,7 +21,7 @@ import os
 import select
 import time
 
-from privsep import channel, life, recover, spawn, wiring
+from privsep import channel, life, spawn, wiring
 from privsep.accounts import resolve
 from privsep.board import Board
 from privsep.children import Child
@@ -111,6 +111,8 @@ class Supervisor:
             self._log.debug(f"accounts that do not exist have fixed ids: {', '.join(self._missing_accounts)}")
         if not self._privileged:
             self._log.warning("not started as root: commands that need a privilege answer with an error that names it")
+        if self._auto_thaw == 0 and "fs" in self._enabled:
+            self._log.warning("auto-thaw is 0: a freeze that the host does not end lasts for ever")
         if self._runfiles.journal_pending():
             self._recover("the agent was restarted")
         self._status()
@@ -250,6 +252,8 @@ class Supervisor:
 
     def _equip_fs(self) -> None:
         """fs needs the journal, the thawer and, when there is a hook, the hook worker: all up before it starts work."""
+        # While their interpreters start: whatever we may need ourselves later must not be read from a frozen disk then.
+        from privsep import recover  # noqa: F401
         fs = self.children["fs"]
         fs.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
         for name, tag in (("thawer", wiring.TAG_THAWER), ("hook", wiring.TAG_HOOK)):
@@ -442,6 +446,8 @@ class Supervisor:
         if pid == 0:
             status = 1
             try:
+                from privsep import recover
+
                 for line in recover.recover(self._runfiles.journal_path, reason=reason):
                     self._log.error(line)
                 status = 0

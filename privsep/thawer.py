@@ -115,6 +115,7 @@ class Thawer:
         self._cycle = 0
         self._seconds = 0
         self._committed = False
+        self._owes = False  # fs waits for the answer to THAW
         self._let_go = False  # the fs that registered is gone, or asked for the thaw: FITHAW's EINVAL is enough
         self._rcu_old = 0  # what to put back, 0: nothing
         self._reason = 0  # of a lapse that the host was not told of
@@ -211,7 +212,8 @@ class Thawer:
         self._log.error(f"the freeze did not hold: {wire.REASONS[reason]}")
 
     def _release(self) -> None:
-        """Nothing of ours is frozen: let go of it, and have the supervisor lower the flag."""
+        """Nothing of ours is frozen: let go of it, have the supervisor lower the flag, answer fs if it asked."""
+        answer = self._thawed_answer()
         for slot in self._slots:
             if slot is not None:
                 os.close(slot.fd)
@@ -223,6 +225,7 @@ class Thawer:
         if self._cycle:
             self._record(f"thawed {self._cycle}")
         self._lower()
+        self._pay(answer)
 
     def _lower(self) -> None:
         """Tell the supervisor, and wait until it has done it: the host's next command must not be refused."""
@@ -299,6 +302,7 @@ class Thawer:
         self._poll.unregister(self._fs.fileno())
         self._fs.close()
         self._fs = None
+        self._owes = False
         if reason == wire.REASON_UNCONFIRMED:  # end of file: no thread of it can freeze any more
             self._let_go = True
         if self._phase == wire.PHASE_FROZEN and self._committed and reason == wire.REASON_UNCONFIRMED:
@@ -450,7 +454,8 @@ class Thawer:
         if self._phase == wire.PHASE_IDLE:
             if lower:
                 self._lower()
-            self._answer(self._thawed_answer(b"", self._reason))
+            self._owes = True
+            self._pay(self._thawed_answer())
             return
         self._deadline = None
         self._grace = self._retry = None
@@ -462,35 +467,37 @@ class Thawer:
             self._kick(row)  # a lapse's jobs are still on their way: one more thread for all might not be there
         else:
             self._give(_thaw_row, row)
+        self._owes = self._let_go = True  # who asks for the thaw does not freeze any more
         self._phase = wire.PHASE_THAWING
         self._escalate = time.monotonic() + PATIENCE
 
     def _thawed(self, all_free: bool) -> None:
         """The thaw that fs asked for is done.  After a lapse the answer is that lapse, whatever our FITHAW said since."""
-        self._let_go = True
         self._escalate = None
         if not self._reason and not all_free:
             self._remember(wire.REASON_STUCK)
         elif not self._reason and any(s is not None and s.frozen and not s.times for s in self._slots):
             self._remember(wire.REASON_LOST)
-        results = bytes(
-            wire.RESULT_NONE if s is None else wire.RESULT_HELD if s.times else wire.RESULT_LOST for s in self._slots
-        )
-        answer = self._thawed_answer(results, self._reason)
         if all_free:
             self._release()
         else:
             self._phase = wire.PHASE_LAPSING  # go on trying
-        self._answer_late(answer)
+            self._pay(self._thawed_answer())
 
-    def _answer_late(self, answer: bytes) -> None:
-        try:
-            self._answer(answer)
-        except OSError:
-            pass  # fs is gone or broken; its end of file comes
+    def _pay(self, answer: bytes) -> None:
+        if self._owes:
+            self._owes = False
+            try:
+                self._answer(answer)
+            except OSError:
+                pass  # fs is gone or broken; its end of file comes
 
-    def _thawed_answer(self, results: bytes, reason: int) -> bytes:
+    def _thawed_answer(self) -> bytes:
+        reason = self._reason
         cycle, seconds = (self._lapsed, self._lapsed_seconds) if reason else (self._cycle, self._seconds)
+        results = bytes(
+            wire.RESULT_NONE if s is None else wire.RESULT_HELD if s.times else wire.RESULT_LOST for s in self._slots
+        )
         return wire.THAWED_BODY.pack(wire.THAWED, cycle, seconds, reason, len(results)) + results
 
 

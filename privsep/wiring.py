@@ -7,8 +7,8 @@ nobody here looks at.
 from __future__ import annotations
 
 import _socket
-import array
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     Socket = _socket.socket
 
-_FD_SIZE: Final = array.array("i").itemsize
+_FD_SIZE: Final = 4  # a C int; the array module would import collections for it
 
 # Descriptors that every child has (docs/architecture.md).
 CONTROL_FD: Final = 3
@@ -68,7 +68,7 @@ def send_fd(sock: Socket, data: bytes, fd: int | None) -> None:
     if fd is None:
         sock.send(data)
     else:
-        sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [fd]))])
+        sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(_FD_SIZE, sys.byteorder))])
 
 
 def receive_fd(sock: Socket, size: int = 16) -> tuple[bytes, int | None]:
@@ -79,9 +79,8 @@ def receive_fd(sock: Socket, size: int = 16) -> tuple[bytes, int | None]:
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            got = array.array("i")
-            got.frombytes(payload[: len(payload) - len(payload) % _FD_SIZE])
-            fds.extend(got)
+            whole = range(0, len(payload) - len(payload) % _FD_SIZE, _FD_SIZE)
+            fds.extend(int.from_bytes(payload[i : i + _FD_SIZE], sys.byteorder) for i in whole)
     if len(fds) > 1 or flags & (_socket.MSG_CTRUNC | _socket.MSG_TRUNC):
         for fd in fds:
             os.close(fd)

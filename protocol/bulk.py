@@ -6,7 +6,7 @@ up to 64 KiB of it with a handful of C calls and tells what the lexer would have
 
 from __future__ import annotations
 
-from protocol.lexis import MARKS, NEVER, is_scalar
+from protocol.lexis import MARKS, NEVER, is_scalar, mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,23 +25,23 @@ _NOT_MARKS: Final = bytes(c for c in range(256) if c not in MARKS)
 
 class Measure:
     """taken      bytes from the block's start; after them the lexer is between tokens or in a string of double quotes
+    text       the same, with less white space if there was much
     open_size  bytes of that unfinished string with its quote, 0: between tokens
     tokens     complete ones
     size       their bytes
-    blanks     bytes of white space
     braces     by how much the balance of { and } changes
     brackets   the same for [ and ]
     lowest     how far the two may have been down in between, both not above zero
     highest    how many more may have been open at once
     """
 
-    __slots__ = ("taken", "open_size", "tokens", "size", "blanks", "braces", "brackets", "lowest", "highest")
+    __slots__ = ("taken", "text", "open_size", "tokens", "size", "braces", "brackets", "lowest", "highest")
 
     taken: int
+    text: bytes
     open_size: int
     tokens: int
     size: int
-    blanks: int
     braces: int
     brackets: int
     lowest: tuple[int, int]
@@ -50,9 +50,11 @@ class Measure:
 
 def measure(block: bytes) -> Measure | None:
     """What is in a block that begins between two tokens; None when it is not that simple."""
-    if b'\\"' in block or block.endswith(b"\\"):
+    # Escapes are only in strings.  Those in the structure become something that is no scalar.
+    masked = mask(block, 0x22)
+    if masked.endswith(b"\\"):
         return None
-    parts = block.split(b'"')
+    parts = masked.split(b'"')
     outside, inside = parts[::2], parts[1::2]
     unfinished = len(inside) == len(outside)
     made = Measure()
@@ -63,7 +65,8 @@ def measure(block: bytes) -> Measure | None:
         keep = max(map(last.rfind, (b"[", b"]", b"{", b"}", b":", b","))) + 1
         made.taken -= len(last) - keep
         outside[-1] = last[:keep]
-    if len(b"".join(inside)) != len(b"".join(inside).translate(None, NEVER)):
+    strings = b"".join(inside)
+    if len(strings) != len(strings.translate(None, NEVER)):
         return None
     structure = b'"'.join(outside)
     # Whatever is no mark, no white space and no part of a string has to be a number or word; a stray byte is not.
@@ -89,8 +92,14 @@ def measure(block: bytes) -> Measure | None:
     made.braces = opened[0] - closed[0]
     made.brackets = opened[1] - closed[1]
 
-    made.blanks = sum(map(structure.count, (b" ", b"\t", b"\r", b"\n")))
+    blanks = sum(map(structure.count, (b" ", b"\t", b"\r", b"\n")))
+    made.text = block[: made.taken]
+    if blanks * 2 > made.taken and masked is block:
+        parts[::2] = [b" ".join(part.split()) for part in outside]
+        made.text = b'"'.join(parts)
+    elif blanks * 2 > made.taken:
+        return None  # kept, it would fill the memory
     made.open_size = len(inside[-1]) + 1 if unfinished else 0
-    made.size = made.taken - made.blanks - made.open_size
+    made.size = made.taken - blanks - made.open_size
     made.tokens = len(structure.translate(None, _NOT_MARKS)) + len(scalars) + len(inside) - unfinished
     return made

@@ -9,17 +9,17 @@ promising byte).  The *counter* watches the balance and the limits.  On completi
 when it is complete.  Lexer and counter are here (their models: qobject/json-lexer.c and json-streamer.c).
 
 Byte by byte that would cost a microsecond each, so nobody walks bytes.  Between requests protocol/plain.py takes whole
-plain requests out of what came; strings, white space and garbage are passed over by C functions on windows that grow; in
-the middle of a large request protocol/bulk.py measures up to 64 KiB at once.  Each of these is a short cut through the
-lexer and gives up when it cannot prove that the result is the same; none looks at a byte more than a few times, whatever
-the input.
+plain requests out of what came; strings, white space and garbage are passed over by C functions on windows that grow;
+in the middle of a large request protocol/bulk.py measures up to 64 KiB at once.  Each of these is a short cut through
+the lexer and gives up when it cannot prove that the result is the same; none looks at a byte more than a few times,
+whatever the input.
 
 Where this is not the peer
 --------------------------
 * Floods.  Random bytes make the peer answer several errors a line, which nobody reads.  Here `PATIENCE` errors in a row
-  are answered as the peer does.  After that each line (LF) is answered with one error; what follows in it is passed over
-  in silence up to LF, or up to 0xFE or 0xFF, after which a request is always recognised.  The first object makes all as
-  before.
+  are answered as the peer does.  After that each line (LF) is answered with one error; what follows in it is passed
+  over in silence up to LF, or up to 0xFE or 0xFF, after which a request is always recognised.  The first object makes
+  all as before.
 * The text of a stray token is cut at `STRAY_LIMIT` bytes.
 
 A parser belongs to the agent and outlives connections, as in the peer: half a request is continued by the next client.
@@ -39,9 +39,13 @@ from protocol.lexis import (
     RESET,
     SPACE,
     STRAY,
-    STRING_STOPS,
+    WINDOW,
+    WINDOW_GROWS,
+    WINDOW_MOST,
     find,
+    mask,
     run,
+    string_stop,
 )
 from protocol.plain import NESTING_LIMIT, SIZE_LIMIT, TOKEN_LIMIT
 from protocol.text import lenient
@@ -63,8 +67,8 @@ _WORD: Final = 4
 _RECOVERY: Final = 5  # after a stray byte
 _FLOOD: Final = 6  # after too many errors
 
-_LF: Final = 10
-_QUOTE, _APOSTROPHE, _BACKSLASH = b"\"'\\"
+_LF, _OPEN = b"\n{"
+_QUOTE, _APOSTROPHE = b"\"'"
 _BRACES: Final = {0x7B: 1, 0x7D: -1}
 _BRACKETS: Final = {0x5B: 1, 0x5D: -1}
 _WORD_KEPT: Final = 2048  # a word this long is wrong, and the rest of it is not even in the message
@@ -142,7 +146,7 @@ class Parser:
                     pos = self._plain(text, pos)
                     if pos == end:
                         break
-                elif pos >= looked_to:
+                elif pos >= looked_to and data[pos] == _OPEN:
                     # Not all of it is plain, but this line may be.
                     looked_to = data.find(b"\n", pos, pos + _LINE) + 1 or min(end, pos + _LINE)
                     line = plain.text_of(data[pos:looked_to])
@@ -151,10 +155,9 @@ class Parser:
                         if taken:
                             pos += taken if line.isascii() else len(line[:taken].encode())
                             continue
-            before = pos
+            if data[pos] >= RESET:
+                looked_to = 0  # a host that resets the parser sends a plain request next
             pos = _STEPS[self._state](self, data, pos, end)
-            if pos == before + 1 and data[before] >= RESET:
-                looked_to = pos  # a host that resets the parser sends a plain request next
         self._events = []
         return events
 
@@ -212,26 +215,31 @@ class Parser:
         return pos + 1
 
     def _string(self, data: bytes, pos: int, end: int) -> int:
-        stop = find(data, pos, end, STRING_STOPS[self._quote])
-        pos = self._grow(data, pos, stop)
-        if pos == end or self._state != _STRING:
-            return pos
-        c = data[pos]
-        if c != self._quote and c != _BACKSLASH:
-            return self._stray(data, pos)
-        pos = self._grow(data, pos, pos + 1)
-        if self._state == _STRING:
-            if c == _BACKSLASH:
-                self._state = _ESCAPE
-            else:
+        window = WINDOW
+        while pos < end:
+            part = data[pos : pos + window]
+            masked = mask(part, self._quote)
+            hit = string_stop(masked, self._quote)
+            closed = hit >= 0 and part[hit] == self._quote
+            pos += self._grow(part if hit < 0 else part[: hit + closed])
+            if self._state != _STRING:
+                break  # it got too long
+            if closed:
                 self._done(len(self._text) - self._token)
+                break
+            if hit >= 0:
+                return self._stray(data, pos)
+            if masked.endswith(b"\\"):
+                self._state = _ESCAPE
+                break
+            window = min(window * WINDOW_GROWS, WINDOW_MOST)
         return pos
 
     def _escape(self, data: bytes, pos: int, end: int) -> int:
         if data[pos] < 0x20 or data[pos] >= RESET:
             return self._stray(data, pos)
         self._state = _STRING
-        return self._grow(data, pos, pos + 1)
+        return pos + self._grow(data[pos : pos + 1])
 
     def _digits(self, data: bytes, pos: int, end: int) -> int:
         after = NUMBERS[self._number][data[pos]]
@@ -242,7 +250,8 @@ class Parser:
             self._done(len(self._text) - 1 - self._token)
             return pos
         self._number = after
-        return self._grow(data, pos, run(data, pos + 1, DIGITS) if after in REPEATING else pos + 1)
+        stop = run(data, pos + 1, DIGITS) if after in REPEATING else pos + 1
+        return pos + self._grow(data[pos:stop])
 
     def _word(self, data: bytes, pos: int, end: int) -> int:
         stop = run(data, pos, LETTERS)
@@ -250,7 +259,7 @@ class Parser:
             self._text += b" "
             self._done(len(self._text) - 1 - self._token + self._uncounted)
             return pos
-        return self._grow(data, pos, stop)
+        return pos + self._grow(data[pos:stop])
 
     def _recover(self, data: bytes, pos: int, end: int) -> int:
         pos = find(data, pos, end, RECOVERY_STOPS)
@@ -278,7 +287,7 @@ class Parser:
     def _bulk(self, block: bytes) -> int:
         """Take a large part of an open request at once: how many bytes, 0 if it is not that simple."""
         found = bulk.measure(block)
-        if found is None or found.blanks * 2 > found.taken:  # blanks would be kept and fill the memory
+        if found is None:
             return 0
         size, tokens = self._size + found.size, self._tokens + found.tokens
         braces, brackets = self._braces + found.lowest[0], self._brackets + found.lowest[1]
@@ -294,28 +303,29 @@ class Parser:
         self._size, self._tokens = size, tokens
         self._braces += found.braces
         self._brackets += found.brackets
-        self._text += block[: found.taken]
+        self._text += found.text
         self._token = len(self._text) - found.open_size
         if found.open_size:
             self._state, self._quote = _STRING, _QUOTE
         return found.taken
 
-    def _grow(self, data: bytes, pos: int, stop: int) -> int:
-        """The current token goes on with data[pos:stop]; the place after what was taken.
+    def _grow(self, part: bytes) -> int:
+        """The current token goes on with `part`; how many bytes were taken.
 
         When the token gets too long it ends in an error, and what follows is lexed afresh."""
         length = len(self._text) - self._token + self._uncounted
-        if length + stop - pos > SIZE_LIMIT:
+        more = len(part)
+        if length + more > SIZE_LIMIT:
             self._state = _BETWEEN
             self._fail("JSON token size limit exceeded")
-            return pos + SIZE_LIMIT + 1 - length
-        if self._state == _WORD and length + stop - pos > _WORD_KEPT:
+            return SIZE_LIMIT + 1 - length
+        if self._state == _WORD and length + more > _WORD_KEPT:
             kept = max(0, _WORD_KEPT - length)
-            self._text += data[pos : pos + kept]
-            self._uncounted += stop - pos - kept
+            self._text += part[:kept]
+            self._uncounted += more - kept
         else:
-            self._text += data[pos:stop]
-        return stop
+            self._text += part
+        return more
 
     def _done(self, length: int) -> None:
         """The current token, of so many bytes, is complete."""
@@ -364,7 +374,8 @@ class Parser:
 
     def _fail(self, desc: str) -> None:
         """The request is answered with an error, or passed over in silence when there were too many."""
-        self._reset()
+        if self._text:
+            self._reset()
         if self._left:
             self._left -= 1
             self._events.append(ParseError(desc))

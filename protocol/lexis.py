@@ -16,7 +16,10 @@ DIGITS: Final = b"0123456789"
 NEVER: Final = bytes(range(32)) + b"\xfe\xff"  # in no string, not even escaped
 RESET: Final = 0xFE  # and 0xFF: hosts send one to bring the parser to a known state
 
-WINDOWS: Final = (64, 1 << 10, 1 << 13, 1 << 16)  # bytes to look at, one after the other, when a run's end is not known
+# Bytes to look at when the end of a run is not known: first, and at most; each time so many times more.
+WINDOW: Final = 64
+WINDOW_MOST: Final = 1 << 16
+WINDOW_GROWS: Final = 8
 
 
 def hits(kinds: bytes) -> bytes:
@@ -24,7 +27,6 @@ def hits(kinds: bytes) -> bytes:
     return bytes(c in kinds for c in range(256))
 
 
-STRING_STOPS: Final = {q: hits(NEVER + bytes((q, 0x5C))) for q in b"\"'"}
 RECOVERY_STOPS: Final = hits(NEVER.replace(b"\t", b"") + MARKS)
 
 # Numbers: what a byte makes of each state.
@@ -83,25 +85,44 @@ def is_scalar(token: bytes) -> bool:
 
 def run(data: bytes | bytearray, pos: int, kinds: bytes) -> int:
     """The end of the run of bytes out of `kinds` that begins at `pos`."""
-    step = 32
+    window = WINDOW
     while True:
-        part = data[pos : pos + step]
+        part = data[pos : pos + window]
         left = len(part.lstrip(kinds))
         pos += len(part) - left
-        if left or len(part) < step:
+        if left or len(part) < window:
             return pos
-        step = min(step * 16, WINDOWS[-1])
+        window = min(window * WINDOW_GROWS, WINDOW_MOST)
 
 
 def find(data: bytes, pos: int, end: int, stops: bytes) -> int:
     """The first byte that the table marks, `end` if there is none."""
-    for window in WINDOWS:
-        while pos < end:
-            stop = min(pos + window, end)
-            hit = data[pos:stop].translate(stops).find(1)
-            if hit >= 0:
-                return pos + hit
-            pos = stop
-            if window != WINDOWS[-1]:
-                break
+    window = WINDOW
+    while pos < end:
+        part = data[pos : pos + window]
+        hit = part.translate(stops).find(1)
+        if hit >= 0:
+            return pos + hit
+        pos += len(part)
+        window = min(window * WINDOW_GROWS, WINDOW_MOST)
     return end
+
+
+_STRING_STOPS: Final = {q: hits(NEVER + bytes((q,))) for q in b"\"'"}
+_STRING_STOP_LIST: Final = {q: [bytes((c,)) for c in NEVER + bytes((q,))] for q in b"\"'"}
+
+
+def mask(part: bytes, quote: int) -> bytes:
+    """Part of a string, of the same length, in which neither backslash nor quote is an escaped one.
+
+    The part must not begin after a backslash.  If the result ends with one, the escape goes on behind it."""
+    if b"\\" in part:
+        return part.replace(b"\\\\", b"__").replace(b"\\" + bytes((quote,)), b"__")
+    return part
+
+
+def string_stop(masked: bytes, quote: int) -> int:
+    """The place of the first byte that ends a string or must not be in it, -1 if there is none."""
+    if len(masked) > 4096 and not any(map(masked.__contains__, _STRING_STOP_LIST[quote])):
+        return -1  # two dozen memchr are quicker than one table
+    return masked.translate(_STRING_STOPS[quote]).find(1)

@@ -7,7 +7,7 @@ Where its dialect is wider than QEMU's, or its answer may differ, `scan` gives u
 * NaN and Infinity, a zero with an exponent: refused by the hooks;
 * integers beyond 64 bits: the hook makes them floats, as QEMU does;
 * duplicate keys: noticed by counting colons, which is cheaper than a hook, and then by a hook;
-* the limits on nesting and number of tokens: counted generously, so the exact parser counts exactly when they are near.
+* the limits on size and number of tokens: estimated generously, so the exact parser counts when they are near.
 
 What the scanner raises for malformed text depends on whether `json.decoder` is imported; from Python 3.12 on it imports
 it then.  `stand_alone` forbids that, for a process that may not open files.
@@ -34,6 +34,8 @@ UINT64_MAX: Final = (1 << 64) - 1
 
 def integer(token: str | bytes) -> int | float:
     """A JSON integer's value: int64 if it fits, else uint64, else double."""
+    if len(token) < 19:
+        return int(token)
     if len(token) <= 20:
         value = int(token)
         if INT64_MIN <= value <= UINT64_MAX:
@@ -96,7 +98,7 @@ def scan(text: str, start: int, *, counted: bool = False) -> tuple[dict[str, obj
     `counted` says that the limits are known to be kept."""
     try:
         value, end = _fast(text, start)
-        members = text.count(":", start, end)
+        members = _count(text, ":", start, end)
         if members != len(value):
             arguments = value.get("arguments")
             if type(arguments) is not dict or members != len(value) + len(arguments):
@@ -104,18 +106,44 @@ def scan(text: str, start: int, *, counted: bool = False) -> tuple[dict[str, obj
     except Exception:
         # StopIteration, RecursionError, what the hooks raise, and SystemError for want of json.decoder: not plain.
         return None
-    if not counted and end - start > NESTING_LIMIT and not _within_limits(text, start, end):
+    if not counted and end - start > NESTING_LIMIT and not _within_limits(value, text, start, end):
         return None
     return value, end
 
 
-def _within_limits(text: str, start: int, end: int) -> bool:
+def _count(text: str, mark: str, start: int, end: int) -> int:
+    """text.count, which looks at each character, but at the speed of find where there is little to be found."""
+    if end - start > 4096:
+        pos = start
+        for found in range(64):
+            pos = text.find(mark, pos, end) + 1
+            if not pos:
+                return found
+    return text.count(mark, start, end)
+
+
+def _within_limits(value: object, text: str, start: int, end: int) -> bool:
     length = end - start
     if (length if text.isascii() else 4 * length) >= SIZE_LIMIT:
         return False
-    opened = text.count("{", start, end) + text.count("[", start, end)
-    if opened > NESTING_LIMIT:
+    opened = _count(text, "{", start, end) + _count(text, "[", start, end)
+    if opened > NESTING_LIMIT and _is_deep(value):
         return False
     # Between two of these is at most one string, number or word.
-    marks = 2 * opened + text.count(":", start, end) + text.count(",", start, end)
-    return length < TOKEN_LIMIT or 2 * marks < TOKEN_LIMIT
+    if length < TOKEN_LIMIT:
+        return True
+    return 2 * (2 * opened + _count(text, ":", start, end) + _count(text, ",", start, end)) < TOKEN_LIMIT
+
+
+def _is_deep(value: object) -> bool:
+    """Whether it nests beyond the limit."""
+    level = [value]
+    for _ in range(NESTING_LIMIT):
+        deeper: list[object] = []
+        for one in level:
+            items = one.values() if type(one) is dict else one
+            deeper += [item for item in items if type(item) is dict or type(item) is list]  # type: ignore[attr-defined]
+        if not deeper:
+            return False
+        level = deeper
+    return True

@@ -2,8 +2,8 @@
 
 It is UTF-8 in which U+0000 is written C0 80 (so that a C string can hold it).  Overlong forms, surrogates,
 noncharacters (the last two code points of each plane, U+FDD0 to U+FDEF) and anything above U+10FFFF are refused in what
-comes in and become U+FFFD in what goes out, one for each malformed sequence (util/unicode.c of QEMU).  Here U+0000 is an
-ordinary character of a `str`.
+comes in and become U+FFFD in what goes out, one for each malformed sequence (util/unicode.c of QEMU).  Here U+0000 is
+an ordinary character of a `str`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _NUL: Final = b"\xc0\x80"
 
 def suspect(data: bytes | bytearray, start: int, stop: int) -> bool:
     """Whether a noncharacter may be in there."""
-    return any(data.find(s, start, stop) >= 0 for s in _SUSPECT)
+    lead, low, high = _SUSPECT
+    return data.find(lead, start, stop) >= 0 or data.find(low, start, stop) >= 0 or data.find(high, start, stop) >= 0
 
 
 def decode(data: bytes | bytearray, start: int, stop: int) -> str:

@@ -1,15 +1,15 @@
 """One complete request's tokens to its value, with QEMU's words for what is wrong (qobject/json-parser.c).
 
-The text was lexed before (protocol/dialect.py), so each token in it is well-formed, and each number and word is followed
-by white space, a quote or one of `[ ] { } , :`.  What remains to be found wrong is the order of tokens, the content of
-strings, unknown words and duplicate keys.  The first error counts.  No recursion: a request may nest deeper than
-Python's stack.
+The text was lexed before (protocol/dialect.py), so each token in it is well-formed, and each number and word is
+followed by white space, a quote or one of `[ ] { } , :`.  What remains to be found wrong is the order of tokens, the
+content of strings, unknown words and duplicate keys.  The first error counts.  No recursion: a request may nest deeper
+than Python's stack.
 """
 
 from __future__ import annotations
 
 from protocol import plain
-from protocol.lexis import LETTERS, SPACE, run
+from protocol.lexis import LETTERS, SPACE, WINDOW, WINDOW_GROWS, run
 from protocol.text import NONCHARACTERS, decode, lenient
 
 TYPE_CHECKING = False
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 _MESSAGE_LIMIT: Final = 1023  # bytes that the parser's error buffer holds
 _NO_KEY: Final = "\udc00"  # no string of a request has a surrogate in it
 
+_COMMA, _COLON, _QUOTE, _APOSTROPHE, _BACKSLASH = b",:\"'\\"
 _NUMBER: Final = b"0123456789+-.eE"
 _WORDS: Final = {b"true": True, b"false": False, b"null": None}
 _ESCAPES: Final = {
     **{c: chr(c) for c in b"\"'\\/"},
     **dict(zip(b"bfnrt", "\b\f\n\r\t", strict=True)),
 }
+_REPLACED: Final = tuple((b"\\" + bytes((k,)), v.encode()) for k, v in _ESCAPES.items() if k != _BACKSLASH)
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
-_COMMA, _COLON, _QUOTE, _APOSTROPHE, _BACKSLASH = b",:\"'\\"
 _OPEN_LIST, _CLOSE_LIST, _OPEN_DICT, _CLOSE_DICT = b"[]{}"
 
 
@@ -132,24 +133,36 @@ def _parse(text: bytearray) -> object:
 def _string(text: bytearray, start: int) -> tuple[str, int]:
     """The string whose quote is at `start`, and the place after it."""
     quote = text[start]
-    pos = start + 1
-    stop = text.find(quote, pos)
-    escapes = False
-    while (slash := text.find(_BACKSLASH, pos, stop)) >= 0:
-        escapes = True
-        pos = slash + 2
-        if pos > stop:
-            stop = text.find(quote, pos)
+    stop = text.find(quote, start + 1)
+    while text[stop - 1] == _BACKSLASH and _backslashes(text, start + 1, stop) % 2:
+        stop = text.find(quote, stop + 1)
     try:
-        if not escapes:
+        if text.find(_BACKSLASH, start + 1, stop) < 0:
             return decode(text, start + 1, stop), stop + 1
         return _unescape(text, start + 1, stop), stop + 1
     except ValueError:
         raise Malformed("invalid UTF-8 sequence in string") from None
 
 
+def _backslashes(text: bytearray, start: int, stop: int) -> int:
+    """How many stand before `stop`."""
+    window = WINDOW
+    while True:
+        part = text[max(start, stop - window) : stop]
+        left = len(part.rstrip(b"\\"))
+        if left or len(part) < window:
+            return len(part) - left
+        window *= WINDOW_GROWS
+
+
 def _unescape(text: bytearray, pos: int, stop: int) -> str:
     """The content of a string with escapes, text[stop] being its closing quote; raises ValueError for bad UTF-8."""
+    if text.find(b"\\u", pos, stop) < 0:
+        try:
+            simple = _replace_escapes(text[pos:stop])
+            return decode(simple, 0, len(simple))
+        except ValueError:
+            pass  # which error comes first?
     out: list[str] = []
     while True:
         slash = text.find(_BACKSLASH, pos, stop)
@@ -175,6 +188,19 @@ def _unescape(text: bytearray, pos: int, stop: int) -> str:
             out.append(chr(code))
         else:
             raise Malformed("invalid escape sequence in string")
+
+
+def _replace_escapes(text: bytearray) -> bytearray:
+    """Without escapes, if there are only those of one letter; raises ValueError."""
+    parts = text.split(b"\\\\")
+    for i, part in enumerate(parts):
+        if _BACKSLASH in part:
+            for escape, meant in _REPLACED:
+                part = part.replace(escape, meant)
+            if _BACKSLASH in part:
+                raise ValueError("unknown escape")
+            parts[i] = part
+    return bytearray(b"\\").join(parts)
 
 
 def _hex4(text: bytearray, pos: int) -> int:

@@ -1,8 +1,8 @@
 """Requests' envelopes and response lines, byte for byte as qemu-ga has them.
 
-A response is one line of ASCII: `, ` and `: ` as separators, \\uXXXX in upper case for what is not printable ASCII, doubles
-with 17 significant digits, infinity as the bare word `inf` (which is not JSON, but the peer's).  `return` stands before `id`,
-`id` before `error`, `class` before `desc`: the peer's order is that of a hash table, but a fixed one.
+A response is one line of ASCII: `, ` and `: ` as separators, \\uXXXX in upper case for what is not printable ASCII,
+doubles with 17 significant digits, infinity as the bare word `inf` (which is not JSON, but the peer's).  `return` stands
+before `id`, `id` before `error`, `class` before `desc`: the peer's order is that of a hash table, but a fixed one.
 
 `_json`, the C half of the json package, writes most values; what it writes in other words (doubles, the case of
 hexadecimal digits, DEL, noncharacters) or cannot write (deep nesting) is written here.  What is no JSON value raises

@@ -14,7 +14,7 @@ from privsep.journal import Entry, Lapse, hold_record
 from privsep.recover import open_mount
 from protocol.errors import CommandError, strerror
 from workers.fshook import from_supervisor
-from workers.fsstate import Item, Own, link_of, record, skipped, write
+from workers.fsstate import Item, Lapsed, Own, link_of, record, skipped, write
 from workers.mounts import Mount, Plan, Sysfs, Tree, parse_mountinfo, plan
 
 TYPE_CHECKING = False
@@ -146,8 +146,10 @@ def freeze_levels(ctx: Context, own: Own, seconds: int, levels: list[list[Item]]
     failed: Item | None = None
     try:
         if rcu is not None:
-            os.pwrite(own.rcu, b"1", 0)
+            set_rcu(ctx, own, "1")
         for level in levels:
+            for item in level:
+                item.begin()
             if not run(ctx, own, _freeze, level, watchdog=True):
                 raise thawwire.ThawerLost("it died during a freeze")
             failed = next((i for i in level if i.errno and not skipped(i.errno)), None)
@@ -155,10 +157,10 @@ def freeze_levels(ctx: Context, own: Own, seconds: int, levels: list[list[Item]]
                 break
     finally:
         if rcu is not None:
-            os.pwrite(own.rcu, rcu.encode("ascii"), 0)
+            set_rcu(ctx, own, rcu)
             record(ctx, own, f"rcu-back {cycle}")
     if not link.frozen(cycle, bytes(item.mark for item in items)):
-        raise CommandError(Lapse(cycle, seconds, thawwire.REASONS[thawwire.REASON_DEADLINE]).text())
+        raise Lapsed(Lapse(cycle, seconds, thawwire.REASONS[thawwire.REASON_DEADLINE]))
     if failed is not None:
         raise CommandError(f"failed to freeze {failed.mount.point}: {strerror(failed.errno)}")
     for item in items:
@@ -167,6 +169,13 @@ def freeze_levels(ctx: Context, own: Own, seconds: int, levels: list[list[Item]]
         else:
             ctx.log.info(f"{item.mount.point} is not frozen: {strerror(item.errno)}")
     return sum(1 for item in items if item.errno == 0)
+
+
+def set_rcu(ctx: Context, own: Own, value: str) -> None:
+    try:
+        os.pwrite(own.rcu, value.encode("ascii"), 0)
+    except OSError as e:
+        ctx.log.warning(f"rcu_expedited cannot be set to {value}: {e.strerror}")
 
 
 def _rcu_value(own: Own) -> str | None:

@@ -57,13 +57,14 @@ from privsep import crew, thawwire, wiring
 from privsep.journal import Journal, Lapse, lapse_record
 from privsep.recover import open_mount
 from protocol.errors import CommandError
-from workers.freezing import arm, arm_byte, freeze_levels, lock, make_plan, open_plan, read_mounts, run, sync
+from workers.freezing import arm, arm_byte, freeze_levels, lock, make_plan, open_plan, read_mounts, run, set_rcu, sync
 from workers.fshook import freeze_hook, settle_hook, thaw_hook
 from workers.fsstate import (
     ASK_LIMIT,
     COMMIT,
     THAW_LIMIT,
     TOLD,
+    Lapsed,
     Own,
     journal_of,
     link_of,
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from privsep.runtime import Context
 
 THREADS: Final = 64  # freezes at a time
+SETTLE: Final = 10.0  # seconds that a new fs worker waits for a thaw that is going on
 _THREADS_WARM: Final = 4
 
 # `orphaned` is one of the functions that the loop calls.
@@ -132,17 +134,26 @@ def started(ctx: Context) -> None:
         state = read(own)
         own.cycle = state.cycle
         status = own.link.ask()
+        end = time.monotonic() + SETTLE
+        while status.phase in (thawwire.PHASE_LAPSING, thawwire.PHASE_THAWING) and time.monotonic() < end:
+            time.sleep(0.02)  # it is being thawed just now: a hook may be due then
+            status = own.link.ask()
+            state = read(own)
         if status.phase == thawwire.PHASE_FROZEN:
             own.frozen = True
             own.cycle = status.cycle
             ctx.log.info(f"takes over the freeze of {status.held} file systems")
             return
         if status.phase != thawwire.PHASE_IDLE:
-            return  # being thawed; whoever asks next will see
+            ctx.log.error("an earlier freeze is not thawed yet")
+            return
         if status.reason and (state.lapse is None or state.lapse.cycle != status.lapsed):
             # The thawer could not write it down.
             reason = thawwire.REASONS[status.reason]
             record(ctx, own, lapse_record(Lapse(status.lapsed, status.lapsed_seconds, reason)))
+        if state.rcu is not None and own.rcu >= 0:
+            set_rcu(ctx, own, state.rcu)
+            record(ctx, own, f"rcu-back {state.cycle}")
         if state.entries:
             thaw_from_journal(ctx, own, state, "the agent's freeze workers died")
         if ctx.board is not None and ctx.board.frozen:
@@ -245,7 +256,9 @@ def _freeze_all(ctx: Context, command: str, wanted: list[str] | None) -> int:
     state = read(own)
     if state.lapse is not None:
         own.confirm = (command, TOLD, state.lapse.cycle)
-        raise CommandError(state.lapse.text())
+        raise Lapsed(state.lapse)
+    if state.entries:
+        raise CommandError("cannot freeze: an earlier freeze is not thawed yet, see the agent's log")
     if state.hook_due:
         settle_hook(ctx, own, state.cycle)
     link_of(own)
@@ -275,11 +288,13 @@ def _freeze_all(ctx: Context, command: str, wanted: list[str] | None) -> int:
         arm(ctx, arm_byte(ctx, mounts, planned))
         armed = True
         count = freeze_levels(ctx, own, seconds, levels)
-    except CommandError:
-        _undo(ctx, own, armed)
-        raise
     except thawwire.ThawerLost as e:
         thawer_lost(ctx, own, str(e))
+    except BaseException as e:
+        _undo(ctx, own, armed)
+        if isinstance(e, Lapsed):
+            own.confirm = (command, TOLD, e.cycle)
+        raise
     if count == 0:
         _undo(ctx, own, armed)
         return 0
@@ -292,12 +307,9 @@ def _undo(ctx: Context, own: Own, armed: bool) -> None:
     """End a freeze that failed, or froze nothing: all thawed, the flag lowered, the hook paired."""
     if armed:
         try:
-            answer = link_of(own, THAW_LIMIT).thaw(lower=True)
+            link_of(own, THAW_LIMIT).thaw(lower=True)
         except thawwire.ThawerLost as e:
             thawer_lost(ctx, own, str(e))
-        if answer.reason:
-            # It lapsed meanwhile; this command's error says enough.
-            own.confirm = None
     own.forget()
     if read(own).hook_due:
         settle_hook(ctx, own, own.cycle)
@@ -334,7 +346,7 @@ def guest_fsfreeze_thaw(ctx: Context) -> int:
             ctx.log.error(trouble.desc)
         own.confirm = ("guest-fsfreeze-thaw", TOLD, lapse.cycle)
         names = f" ({', '.join(lost)})" if lost and answer.reason == thawwire.REASON_LOST else ""
-        raise CommandError(lapse.text() + names)
+        raise Lapsed(lapse, names)
     if trouble is not None:
         raise trouble
     return thawed

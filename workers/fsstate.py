@@ -29,10 +29,11 @@ TOLD: Final = "told"
 
 _EBUSY: Final = 16
 _NOT_YET: Final = -1
+_IN_FLIGHT: Final = -2
 
 
 class Item:
-    """One superblock of the freeze at hand: a descriptor, what it is, and what FIFREEZE answered."""
+    """One superblock of the freeze at hand: a descriptor, what it is, and what FIFREEZE answered (0: it is frozen)."""
 
     __slots__ = ("fd", "mount", "errno")
 
@@ -46,6 +47,9 @@ class Item:
         if self.errno == 0:
             return thawwire.MARK_FROZEN
         return thawwire.MARK_SKIPPED if skipped(self.errno) else thawwire.MARK_NOT
+
+    def begin(self) -> None:
+        self.errno = _IN_FLIGHT
 
 
 def skipped(number: int) -> bool:
@@ -123,6 +127,16 @@ def record(ctx: Context, own: Own, *records: str) -> None:
         ctx.log.error(f"the freeze journal cannot be written: {e.strerror}")
 
 
+class Lapsed(CommandError):
+    """The error that tells the host of a lapse: its delivery uses the lapse up."""
+
+    __slots__ = ("cycle",)
+
+    def __init__(self, lapse: Lapse, more: str = "") -> None:
+        super().__init__(lapse.text() + more)
+        self.cycle = lapse.cycle
+
+
 def write(own: Own, *records: str) -> None:
     """Append where nothing may go on without it.  Raises CommandError."""
     try:
@@ -144,7 +158,8 @@ def thawer_lost(ctx: Context, own: Own, why: str) -> NoReturn:
 
 def thaw_own(ctx: Context, own: Own, reason: str) -> None:
     """Thaw by our own descriptors, or by the journal after a take-over; then write down that it did not hold."""
-    waiting = [item for item in own.items if item.errno in (0, _NOT_YET)]
+    waiting = [item for item in own.items if item.errno in (0, _IN_FLIGHT)]
+    touched = bool(waiting) or own.frozen
     for item in reversed(waiting):
         if item.errno == 0 and crew.thaw(item.fd)[1] in crew.THAWED:
             waiting.remove(item)
@@ -156,7 +171,8 @@ def thaw_own(ctx: Context, own: Own, reason: str) -> None:
     if not own.items and state.entries:
         thaw_from_journal(ctx, own, state, reason)
         return
-    record(ctx, own, lapse_record(Lapse(own.cycle, state.seconds, reason)))
+    if touched:
+        record(ctx, own, lapse_record(Lapse(own.cycle, state.seconds, reason)))
     if not waiting:
         record(ctx, own, f"thawed {own.cycle}")
 

@@ -192,8 +192,10 @@ def _fork_exec(
             raise CommandError(f"Failed to fork child process ({strerror(e.errno or 0)})") from None
         finally:
             os.close(tell)
-        # Ends at once when the exec worked, since that closes the child's end.
-        report = os.read(told, 512)
+        # Ends at once when the exec worked, since that closes the child's end.  A failure comes in several writes.
+        report = b""
+        while piece := os.read(told, 512):
+            report += piece
     finally:
         os.close(told)
     if not report:

@@ -322,6 +322,7 @@ def foundations(
                 found.update(g[0].device for g in groups[:index])
                 continue
             waiting += below[0]
+            found.update(below[0])
             for path in below[1]:
                 found.update(_carriers(tree, path))
         found.discard(group[0].device)

@@ -60,9 +60,10 @@ def apply(row: Domain, *, uid: int, gid: int, privileged: bool) -> None:
 
 
 def _limits(row: Domain) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if row.programs:
+    if row.programs:  # what it starts inherits the hard limit, and may want a core
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     files = _NOFILE.get(row.name, _NOFILE_OTHERS)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY:

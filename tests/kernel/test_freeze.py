@@ -158,7 +158,8 @@ def test_umount_works_after_the_thaw() -> None:
 def test_a_freeze_that_did_not_hold_is_told_until_it_is_delivered() -> None:
     with LoopFs("ext4", "ext4") as fs, Kit() as kit:
         assert kit.freeze(fs.points) == 2
-        assert thaw(fd := os.open(fs.points[1], os.O_RDONLY))
+        fd = os.open(fs.points[1], os.O_RDONLY)
+        assert thaw(fd)
         os.close(fd)
         for deliver in (False, False, True):
             with pytest.raises(Failed) as told:

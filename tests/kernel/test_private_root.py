@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import loopfs
 from tests.support.deadman import FITHAW, DeadMan
 from tests.support.namespace import PROJECT, block_mounts, isolated, thaw_everything
 
@@ -23,12 +24,8 @@ pytestmark = [pytest.mark.root, pytest.mark.loop]
 def mounted(name: str) -> str:
     """A small ext4 on a loop device, inside a private root only."""
     assert not block_mounts()
-    image, mountpoint = f"/tmp/{name}.img", f"/tmp/{name}"
-    with open(image, "wb") as f:
-        f.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    os.mkdir(mountpoint)
-    subprocess.run(["mount", "-o", "loop", image, mountpoint], check=True)
+    mountpoint = f"/tmp/{name}"
+    loopfs.make(mountpoint)
     return mountpoint
 
 

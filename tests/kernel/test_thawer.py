@@ -241,6 +241,39 @@ def test_when_the_supervisor_dies_the_thawer_thaws_and_ends() -> None:
 
 
 @isolated
+def test_when_supervisor_and_thawer_die_together_fs_thaws_and_ends() -> None:
+    with LoopFs("ext4", "xfs") as fs, Kit() as kit:
+        assert kit.freeze(fs.points) == 2
+        assert kit.fs
+        assert kit.thawer
+        kit._over = True
+        kit._thread.join()
+        kit.fs.kill(signal.SIGSTOP)
+        kit.thawer.kill()
+        assert kit.thawer.ended(3)
+        kit.fs.control.close()
+        kit.fs.kill(signal.SIGCONT)
+        assert all(takes_writes(p, 1) for p in fs.points)
+        assert kit.fs.ended(3)
+        state = kit.journal()
+        assert not state.entries
+        assert state.lapse is not None
+
+
+@isolated
+def test_a_supervisor_that_goes_while_a_thaw_is_asked_for_does_not_stop_it() -> None:
+    with LoopFs("ext4") as fs, Kit() as kit:
+        assert kit.freeze(fs.points) == 1
+        kit.answers = False  # it does not acknowledge
+        begun = time.monotonic()
+        assert kit.thaw() == 1
+        assert time.monotonic() - begun < 2
+        assert kit.seen[-1] == "thawer T"
+        kit.board.set_frozen(False)
+        kit.answers = True
+
+
+@isolated
 def test_when_both_are_killed_the_journal_thaws() -> None:
     with LoopFs("ext4", "xfs", "btrfs") as fs, Kit() as kit:
         assert kit.freeze(fs.points) == 3
@@ -330,7 +363,7 @@ def test_fs_killed_at_any_instant_of_a_freeze_leaves_nothing_frozen() -> None:
             kit.wait_journal(lambda state: not state.pending)
             if kit.journal().lapse is not None:
                 told(kit)
-            kit.board.set_frozen(False)  # killed between `A` and the first descriptor: the supervisor's to lower
+            assert not kit.board.frozen
 
 
 @isolated
@@ -355,7 +388,7 @@ def test_thawer_killed_at_any_instant_of_a_freeze_leaves_nothing_frozen() -> Non
             state = kit.wait_journal(lambda state: not state.pending)
             if state.lapse is not None:
                 told(kit)
-            kit.board.set_frozen(False)
+            assert not kit.board.frozen
 
 
 # -- a hostile fs

@@ -1,8 +1,8 @@
 """fs, thawer and hook worker as real processes, with a small supervisor that a test can make misbehave.
 
-The children run the project's own code (`privsep.runtime`, `privsep.thawer`, `workers.fs`, `workers.hook`) over real socket pairs;
-walls are not put up (the sandbox has tests of its own).  The kit answers `A` and `T`, kills fs on `K`, and does nothing
-else by itself, so a test decides who dies when and who is started again.
+The children run the project's own code (`privsep.runtime`, `privsep.thawer`, `workers.fs`, `workers.hook`) over real
+socket pairs; walls are not put up (the sandbox has tests of its own).  The kit answers `A` and `T`, kills fs on `K`, and
+does nothing else by itself, so a test decides who dies when and who is started again.
 
     with Kit(seconds=5) as kit, LoopFs("ext4") as fs:
         assert kit.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 1
@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -60,7 +59,6 @@ def child(name: str, settings: dict[str, str]) -> None:
 
         module = __import__(f"workers.{name}", fromlist=["workers"])
         context = Context(log=log, settings=settings, control=control, board=board)
-        context.__dict__.setdefault("deferred", [])  # TEMP
         if hasattr(module, "prepare"):
             module.prepare(context)
         run = Worker(name, module, context, frozenset(c.name for c in verbs_of(name))).run
@@ -122,7 +120,9 @@ class Process:
 class Kit:
     """`hook` is the path of a freeze hook, `seconds` the freeze's time limit."""
 
-    def __init__(self, *, seconds: int = 30, hook: str = "", hook_limit: float = 10, fs: bool = True, **settings: str) -> None:
+    def __init__(
+        self, *, seconds: int = 30, hook: str = "", hook_limit: float = 10, fs: bool = True, **settings: str
+    ) -> None:
         self.settings = {"auto-thaw": str(seconds), "hook-limit": str(hook_limit), "fsfreeze-hook": hook, **settings}
         self.folder = tempfile.mkdtemp(prefix="freezekit-", dir="/dev/shm")
         self.journal_path = f"{self.folder}/journal"

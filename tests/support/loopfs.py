@@ -1,8 +1,8 @@
 """Real file systems on loop devices, for what freezes.  Only inside a private root (`tests/support/namespace.py`).
 
-    with LoopFs("ext4", "btrfs") as fs:          # images on tmpfs, mounted, a dead-man process behind them
-        freeze(fs.points[0])
-        assert frozen(fs.points[0])              # a writer in a process of its own does not get through
+with LoopFs("ext4", "btrfs") as fs:          # images on tmpfs, mounted, a dead-man process behind them
+    freeze(fs.points[0])
+    assert frozen(fs.points[0])              # a writer in a process of its own does not get through
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ class MachineTree:
     def mount(self, number: str, point: str, fstype: str = "ext4", source: str = "/dev/x", root: str = "/") -> None:
         """A line of mountinfo; mount points need not exist."""
         n = 30 + len(self._mounts)
-        self._mounts.append(f"{n} {29 if point != '/' else 1} {number} {root} {point} rw shared:1 - {fstype} {source} rw\n")
+        self._mounts.append(
+            f"{n} {29 if point != '/' else 1} {number} {root} {point} rw shared:1 - {fstype} {source} rw\n"
+        )
         self.write("/proc/self/mountinfo", "".join(self._mounts))
 
 
@@ -90,9 +92,7 @@ def sample_machine(root: Path) -> MachineTree:
     # Behind a PCI bridge, as on q35.
     tree.driver(f"{pci}/0000:00:1c.1", "pcieport")
     tree.driver(f"{pci}/0000:00:1c.1/0000:02:00.0", "virtio-pci")
-    sda = tree.block(
-        f"{pci}/0000:00:1c.1/0000:02:00.0/virtio3/host6/target6:0:1/6:0:1:4/block/sda", "8:0"
-    )
+    sda = tree.block(f"{pci}/0000:00:1c.1/0000:02:00.0/virtio3/host6/target6:0:1/6:0:1:4/block/sda", "8:0")
     sda1 = tree.partition(sda, "sda1", "8:1")
     tree.udev("8:0", ID_SERIAL="0QEMU_HARDDISK_drive-scsi0")
 
@@ -119,9 +119,7 @@ def sample_machine(root: Path) -> MachineTree:
 
     # virtio without PCI: a microvm, and s390.
     vdb = tree.block("/sys/devices/platform/a003e00.virtio_mmio/virtio7/block/vdb", "254:16")
-    sdg = tree.block(
-        "/sys/devices/platform/a003c00.virtio_mmio/virtio8/host2/target2:0:3/2:0:3:7/block/sdg", "8:96"
-    )
+    sdg = tree.block("/sys/devices/platform/a003c00.virtio_mmio/virtio8/host2/target2:0:3/2:0:3:7/block/sdg", "8:96")
     vdc = tree.block("/sys/devices/css0/0.0.000b/0.0.0cfe/virtio4/block/vdc", "254:32")
     cciss = tree.block("/sys/devices/platform/hpsa/block/cciss!c0d0", "104:0", node="cciss/c0d0")
 

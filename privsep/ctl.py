@@ -1,0 +1,298 @@
+"""privsep-gactl: ask a running agent, look at it from outside, and read policies before they are in force.
+
+It has no socket to the agent of its own: `status` and `selfcheck` read what the supervisor wrote and what the kernel says,
+`call` speaks the host's protocol to a unix socket, and the rest reads files and tables.  Exit status 0: fine; 1: not (an error
+reply, a difference, a policy that is wrong); 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from policy.builtin import PROFILES
+from policy.errors import PolicyError, nearest
+from policy.load import choose
+from policy.model import Policy
+from privsep import caller, kernelview
+from privsep.rundir import runtime_dir
+from privsep.version import VERSION
+from protocol.commands import BY_NAME, COMMANDS, PEER_LEVEL
+
+
+class Failure(Exception):
+    """Exit status 1 with this text."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole tree; completions and the man page derive from it."""
+    top = argparse.ArgumentParser(prog="privsep-gactl", description="Look at and ask privsep-ga, the guest agent.")
+    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, to: Any = None) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = (to or sub).add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    call = add("call", run_call, "send one command to an agent on a unix socket and print its answer")
+    call.add_argument("--socket", metavar="PATH", help="the agent's socket (default: that of the running agent)")
+    call.add_argument("--timeout", metavar="SECONDS", type=float, default=60.0, help="for each answer (default 60)")
+    call.add_argument("name", metavar="NAME", help="the protocol's command, for example guest-info")
+    call.add_argument(
+        "arguments", metavar="ARGUMENT", nargs="*", help="key=value (JSON or a string), or one JSON object"
+    )
+
+    status = add("status", run_status, "show the agent's processes as the kernel sees them")
+    check = add("selfcheck", run_selfcheck, "compare the agent's processes with the privilege table")
+    for made in (status, check):
+        made.add_argument("--json", action="store_true", help="for programs")
+    for made in (call, status, check):
+        made.add_argument("--rundir", metavar="DIR", help="the agent's runtime directory (default: the usual one)")
+
+    add("profiles", run_profiles, "list the built-in policy profiles")
+    policy = sub.add_parser("policy", help="read a policy", description="Read a policy.")
+    policies = policy.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
+    show = add("show", run_show, "list what a policy allows", policies)
+    show.add_argument("--blocked", action="store_true", help="list what it does not allow instead")
+    explain = add("explain", run_explain, "say which rule decides about a command", policies)
+    explain.add_argument("name", metavar="NAME", help="the protocol's command")
+    for made in (show, explain):
+        made.add_argument("--policy", metavar="NAME|FILE", help="a profile or a file (default: the installed policy)")
+    checked = add("check", run_check, "say whether a policy file is right", policies)
+    checked.add_argument("policy", metavar="FILE|NAME", nargs="?", help="(default: the installed policy)")
+
+    add("commands", run_commands, "list the protocol's commands")
+    add("version", run_version, "print the version")
+    return top
+
+
+def main(words: list[str] | None = None) -> int:
+    options = parser().parse_args(words)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except (Failure, PolicyError, kernelview.NoAgent, caller.CallError) as e:
+        print(f"privsep-gactl: {e}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+# -- a running agent
+
+
+def _report(options: argparse.Namespace) -> tuple[str, kernelview.Report]:
+    directory = options.rundir
+    if directory is None:
+        # The environment of this program is not the agent's: its RUNTIME_DIRECTORY, if any, is somebody else's.
+        environ = {k: v for k, v in os.environ.items() if k != "RUNTIME_DIRECTORY"}
+        directory = runtime_dir("/var/run", os.geteuid(), environ)
+    return kernelview.find(directory)
+
+
+def _socket_of(options: argparse.Namespace) -> str:
+    """The unix socket that the running agent was told to listen on, by its own command line."""
+    from privsep.cli import Stop, command_line
+    from privsep.config import ConfigError
+
+    _, report = _report(options)
+    pid = report.processes["supervisor"]
+    try:
+        base = Path(f"/proc/{pid}")
+        words = (base / "cmdline").read_bytes().split(b"\0")[:-1]
+        pairs = os.fsdecode((base / "environ").read_bytes()).split("\0")
+        environ = dict(p.split("=", 1) for p in pairs if "=" in p)
+        place = os.readlink(f"/proc/{pid}/cwd")
+        # The interpreter and its options come first; ours begin after the program's own name.
+        first = next(n for n, w in enumerate(words) if n and not w.startswith(b"-"))
+        config = command_line([os.fsdecode(w) for w in words[first + 1 :]], "", environ)
+    except (OSError, StopIteration, Stop, ConfigError) as e:
+        raise Failure(f"cannot tell the agent's socket ({e}): give --socket") from None
+    if config.method != "unix-listen" or config.path is None:
+        raise Failure(f"the running agent serves {config.method}, not a unix socket: give --socket")
+    return os.path.join(place, config.path)
+
+
+def run_call(options: argparse.Namespace) -> int:
+    try:
+        arguments = caller.arguments_of(options.arguments)
+    except ValueError as e:
+        raise Failure(str(e)) from None
+    row = BY_NAME.get(options.name)
+    agent = caller.Caller(options.socket or _socket_of(options), options.timeout)
+    try:
+        agent.sync()
+        reply = agent.call(options.name, arguments, replies=row is None or row.replies)
+    finally:
+        agent.close()
+    if reply is None:
+        return 0
+    if "error" in reply:
+        error = reply["error"]
+        print(f"privsep-gactl: {error.get('class')}: {error.get('desc')}", file=sys.stderr)
+        return 1
+    print(json.dumps(reply.get("return"), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _plain(
+    process: kernelview.Process, supervisor: kernelview.Process | None, report: kernelview.Report
+) -> dict[str, Any]:
+    """One process as plain values."""
+    return {
+        "name": process.name,
+        "pid": process.pid,
+        "uid": process.number("Uid"),
+        "gid": process.number("Gid"),
+        "capabilities": {word: kernelview.names(process.mask(key)) for key, word in kernelview.SETS.items()},
+        "no-new-privs": process.number("NoNewPrivs") == 1,
+        "seccomp": process.number("Seccomp"),
+        "seccomp-filters": process.number("Seccomp_filters"),
+        "landlock": report.landlock.get(process.name),
+        "own-namespaces": [
+            ns
+            for ns, link in process.namespaces.items()
+            if link is not None and supervisor is not None and link != supervisor.namespaces[ns]
+        ],
+        "files": process.files,
+        "pss": process.pss,
+        "age": None if process.age is None else round(process.age, 1),
+        "restarts": report.restarts.get(process.name, 0),
+    }
+
+
+def run_status(options: argparse.Namespace) -> int:
+    directory, report = _report(options)
+    seen = list(kernelview.processes(report))
+    supervisor = next((p for p in seen if p.name == "supervisor"), None)
+    rows = [_plain(p, supervisor, report) for p in seen]
+    left = None if report.deadline is None else round(report.deadline - time.monotonic(), 1)
+    if options.json:
+        whole = {
+            "rundir": directory,
+            "policy": report.policy,
+            "frozen": report.frozen,
+            "thaws-in": left,
+            "processes": rows,
+        }
+        print(json.dumps(whole, indent=2))
+        return 0
+    print(f"policy   {report.policy}")
+    print(f"frozen   {'yes' if report.frozen else 'no'}{'' if left is None else f', thaws by itself in {left} s'}")
+    print(f"rundir   {directory}\n")
+    table = [["PROCESS", "PID", "UID", "HOLDS", "BOUND", "NNP", "SECCOMP", "NAMESPACES", "FDS", "MEMORY", "AGE"]]
+    table += [_cells(row) for row in rows]
+    _print_table(table)
+    for row in rows:
+        for word in ("inheritable", "ambient"):
+            if row["capabilities"][word]:
+                print(f"{row['name']}: {word} {' '.join(row['capabilities'][word])}")
+        if row["restarts"]:
+            print(f"{row['name']}: started again {row['restarts']} times")
+    return 0
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    held = row["capabilities"]["effective"]
+    filters = "" if row["seccomp-filters"] is None else f" ({row['seccomp-filters']})"
+    seccomp = {None: "?", 0: "none", 1: "strict", 2: f"filter{filters}"}.get(row["seccomp"], str(row["seccomp"]))
+    return [
+        row["name"],
+        str(row["pid"]),
+        str(row["uid"]),
+        ",".join(held) or "none",
+        ",".join(row["capabilities"]["bounding"]) or "none",
+        "yes" if row["no-new-privs"] else "no",
+        seccomp,
+        ",".join(row["own-namespaces"]) or "-",
+        "?" if row["files"] is None else str(row["files"]),
+        "?" if row["pss"] is None else f"{row['pss'] / 1048576:.1f} MiB",
+        "?" if row["age"] is None else f"{row['age']:.0f} s",
+    ]
+
+
+def _print_table(table: list[list[str]]) -> None:
+    widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def run_selfcheck(options: argparse.Namespace) -> int:
+    _, report = _report(options)
+    seen = list(kernelview.processes(report))
+    supervisor = next((p for p in seen if p.name == "supervisor"), None)
+    privileged = supervisor is not None and supervisor.number("Uid") == 0
+    found = [line for process in seen for line in kernelview.differences(process, privileged=privileged)]
+    if not privileged:
+        print(
+            "privsep-gactl: the agent was not started as root: users and capabilities are not compared", file=sys.stderr
+        )
+    if options.json:
+        print(
+            json.dumps({"processes": [p.name for p in seen], "privileged": privileged, "differences": found}, indent=2)
+        )
+    else:
+        for line in found:
+            print(line)
+        if not found:
+            print(f"{len(seen)} processes are as the table says: {' '.join(p.name for p in seen)}")
+    return 1 if found else 0
+
+
+# -- policies and tables
+
+
+def run_profiles(_: argparse.Namespace) -> int:
+    _print_table([[name, row[0]] for name, row in PROFILES.items()])
+    return 0
+
+
+def _policy(name: str | None) -> Policy:
+    return choose(name)
+
+
+def run_show(options: argparse.Namespace) -> int:
+    policy = _policy(options.policy)
+    for command in COMMANDS:
+        if policy.allows(command.name) != options.blocked:
+            print(command.name)
+    return 0
+
+
+def run_explain(options: argparse.Namespace) -> int:
+    if options.name not in BY_NAME:
+        raise Failure(f"unknown command '{options.name}'{nearest(options.name, BY_NAME)}")
+    policy = _policy(options.policy)
+    print(f"{options.name}: {policy.why(options.name)}")
+    return 0 if policy.allows(options.name) else 1
+
+
+def run_check(options: argparse.Namespace) -> int:
+    policy = _policy(options.policy)
+    print(f"{policy.name}: right; allows {len(policy.allowed)} of {len(COMMANDS)} commands")
+    return 0
+
+
+def run_commands(_: argparse.Namespace) -> int:
+    table = [["COMMAND", "DOMAIN", "SINCE", "FROZEN", "ARGUMENTS"]]
+    for command in COMMANDS:
+        arguments = " ".join(f"[{a.name}]" if a.optional else a.name for a in command.args)
+        table.append([command.name, command.domain, command.since, "yes" if command.frozen else "-", arguments])
+    _print_table(table)
+    return 0
+
+
+def run_version(_: argparse.Namespace) -> int:
+    print(f"privsep-ga {VERSION} (QEMU Guest Agent {PEER_LEVEL})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

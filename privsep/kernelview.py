@@ -1,0 +1,214 @@
+"""A running agent as the kernel sees it, and how that compares with the privilege table.
+
+The agent's own word is used for one thing only: which process is which (`status` in the runtime directory, written by the
+supervisor).  All else is read from /proc, proc(5); what this user may not read is None.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from privsep.accounts import resolve
+from privsep.domains import BY_NAME, CAPABILITIES, SUPERVISOR_CAPS
+from privsep.rundir import NAME
+
+SETS = {
+    "CapEff": "effective",
+    "CapPrm": "permitted",
+    "CapInh": "inheritable",
+    "CapBnd": "bounding",
+    "CapAmb": "ambient",
+}
+NAMESPACES = ("net", "mnt", "pid", "user", "ipc", "uts")
+
+
+class NoAgent(Exception):
+    """There is no running agent to look at; the text says where one was looked for."""
+
+
+@dataclass(slots=True)
+class Report:
+    """The supervisor's status file."""
+
+    policy: str = ""
+    frozen: bool = False
+    deadline: float | None = None  # CLOCK_MONOTONIC seconds
+    processes: dict[str, int] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+    landlock: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Process:
+    """One process of the agent."""
+
+    name: str
+    pid: int
+    status: dict[str, list[str]]
+    namespaces: dict[str, str | None]
+    files: int | None
+    pss: int | None  # bytes
+    age: float | None  # seconds
+
+    def number(self, key: str, base: int = 10) -> int | None:
+        words = self.status.get(key, [])
+        return int(words[0], base) if words else None
+
+    def mask(self, key: str) -> int:
+        return self.number(key, 16) or 0
+
+
+def parse_report(text: str) -> Report:
+    """Lines that are not known are passed over: a newer agent may say more."""
+    report = Report()
+    for line in text.splitlines():
+        match line.split(" "):
+            case ["process", name, pid] if pid.isdigit():
+                report.processes[name] = int(pid)
+            case ["restarts", name, count] if count.isdigit():
+                report.restarts[name] = int(count)
+            case ["landlock", name, level]:
+                report.landlock[name] = level
+            case ["frozen", flag]:
+                report.frozen = flag == "1"
+            case ["deadline", seconds]:
+                report.deadline = float(seconds)
+            case ["policy", *words]:
+                report.policy = " ".join(words)
+    return report
+
+
+def find(directory: str) -> tuple[str, Report]:
+    """The runtime directory and the report of the agent there, or of the only one below it.  Raises NoAgent."""
+    found = [path for path in (directory, *below(directory)) if (Path(path) / "status").is_file()]
+    if not found:
+        raise NoAgent(f"no agent runs: there is no status in {directory}")
+    if len(found) > 1 and found[0] != directory:
+        raise NoAgent(f"several agents run; choose one with --rundir: {' '.join(found)}")
+    report = parse_report((Path(found[0]) / "status").read_text(encoding="utf-8", errors="replace"))
+    if not _is_alive(report.processes.get("supervisor")):
+        raise NoAgent(f"no agent runs: the status in {found[0]} is of one that was killed")
+    return found[0], report
+
+
+def below(directory: str) -> list[str]:
+    """The runtime directories of agents with a state folder of their own."""
+    if os.path.basename(directory) != NAME or not os.path.isdir(directory):
+        return []
+    return sorted(entry.path for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
+
+
+def _is_alive(pid: int | None) -> bool:
+    return pid is not None and os.path.isdir(f"/proc/{pid}")
+
+
+def processes(report: Report) -> Iterator[Process]:
+    """Each process of the report that is there, supervisor first."""
+    for name, pid in report.processes.items():
+        try:
+            yield look(name, pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended since
+
+
+def look(name: str, pid: int) -> Process:
+    """Raises FileNotFoundError or ProcessLookupError when there is no such process."""
+    base = Path(f"/proc/{pid}")
+    status = {
+        key: rest.split() for key, _, rest in (ln.partition(":") for ln in (base / "status").read_text().splitlines())
+    }
+    return Process(
+        name,
+        pid,
+        status,
+        {ns: _link(base / "ns" / ns) for ns in NAMESPACES},
+        _count(base / "fd"),
+        _pss(base / "smaps_rollup"),
+        _age(base / "stat"),
+    )
+
+
+def _link(path: Path) -> str | None:
+    try:
+        return os.readlink(path)
+    except PermissionError:
+        return None
+
+
+def _count(path: Path) -> int | None:
+    try:
+        return len(os.listdir(path))
+    except PermissionError:
+        return None
+
+
+def _pss(path: Path) -> int | None:
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # not ours to read, or a kernel without it
+        pass
+    return None
+
+
+def _age(path: Path) -> float | None:
+    started = int(path.read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+
+
+def names(mask: int) -> list[str]:
+    """The capabilities of a mask by name; those without one here by number; `ALL` where nothing is missing."""
+    if mask and mask == full_mask():
+        return ["ALL"]
+    known = {number: name for name, number in CAPABILITIES.items()}
+    return [known.get(n, str(n)) for n in range(64) if mask >> n & 1]
+
+
+def full_mask() -> int:
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as f:
+        return (1 << int(f.read()) + 1) - 1
+
+
+def differences(process: Process, *, privileged: bool) -> list[str]:
+    """The cells that are not as the table has them, in words; empty when all are."""
+    found: list[str] = []
+
+    def compare(cell: str, is_: object, want: object) -> None:
+        if is_ != want:
+            found.append(f"{process.name}: {cell} is {is_}, not {want}")
+
+    supervisor = process.name == "supervisor"
+    row = BY_NAME.get(process.name)
+    if row is None and not supervisor:
+        return [f"{process.name}: there is no such row"]
+    if not supervisor:
+        compare("NoNewPrivs", process.number("NoNewPrivs"), 1)
+        if row is not None and "ALL" not in row.caps:
+            compare("Seccomp", process.number("Seccomp"), 2)
+    if not privileged:
+        return found
+    held, bound = process.mask("CapEff"), process.mask("CapBnd")
+    compare("permitted", names(process.mask("CapPrm")), names(held))
+    compare("inheritable", names(process.mask("CapInh")), [])
+    compare("ambient", names(process.mask("CapAmb")), [])
+    if row is None:  # the supervisor: at least its own, and whatever the enabled rows need
+        compare("Uid", process.status["Uid"], ["0"] * 4)
+        missing = [c for c in SUPERVISOR_CAPS if not held >> CAPABILITIES[c] & 1]
+        compare("missing capabilities", missing, [])
+        compare("bounding", names(bound), names(held))
+        return found
+    ids, _ = resolve(Path("/etc/passwd").read_bytes())
+    uid, gid = ids[row.name]
+    compare("Uid", process.status["Uid"], [str(uid)] * 4)
+    compare("Gid", process.status["Gid"], [str(gid)] * 4)
+    compare("Groups", process.status["Groups"], [])
+    # ALL is whatever the agent itself was given, which cannot be told from outside.
+    want = held if "ALL" in row.caps else row.mask(0)
+    compare("effective", names(held), names(want))
+    compare("bounding", names(bound), names(want))
+    return found
