@@ -136,7 +136,13 @@ DOMAINS: Final = (
         {},
         "reads what the machine is: system, users, disks, file systems, cpus, memory blocks",
     ),
-    Domain("power", "root", {}, "shuts down and suspends through the init system, as uid 0 without a capability", programs=True),
+    Domain(
+        "power",
+        "root",
+        {},
+        "shuts down and suspends through the init system, as uid 0 without a capability",
+        programs=True,
+    ),
     Domain(
         "time",
         "privsep-ga-time",

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-    from typing import Final
+    from typing import Any, Final
 
     from privsep.board import Board
     from privsep.log import Log
@@ -36,8 +36,10 @@ _UNWANTED_MS: Final = 10_000
 class State:
     """A plain namespace for what a worker keeps between requests."""
 
-    def __getattr__(self, name: str) -> object:
-        raise AttributeError(name)
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: object) -> None: ...
 
 
 class Context:
@@ -230,7 +232,10 @@ class Worker:
                 place = place.tb_next
             where = f"{os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}" if place else "?"
             log.error(f"{command.name}: {type(e).__name__} at {where}")
-            ok, value = False, ["GenericError", f"{command.name} failed inside the agent ({type(e).__name__} at {where})"]
+            ok, value = (
+                False,
+                ["GenericError", f"{command.name} failed inside the agent ({type(e).__name__} at {where})"],
+            )
         if command.confirm:
             self._unconfirmed[number] = command
         self._reply(number, ok, value)

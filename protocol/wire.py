@@ -1,8 +1,8 @@
 """Requests' envelopes and response lines, byte for byte as qemu-ga has them.
 
 A response is one line of ASCII: `, ` and `: ` as separators, \\uXXXX in upper case for what is not printable ASCII,
-doubles with 17 significant digits, infinity as the bare word `inf` (which is not JSON, but the peer's).  `return` stands
-before `id`, `id` before `error`, `class` before `desc`: the peer's order is that of a hash table, but a fixed one.
+doubles with 17 significant digits, infinity as the bare word `inf` (which is not JSON, but the peer's).  `return`
+stands before `id`, `id` before `error`, `class` before `desc`: the peer's order is a hash table's, but a fixed one.
 
 `_json`, the C half of the json package, writes most values; what it writes in other words (doubles, the case of
 hexadecimal digits, DEL, noncharacters) or cannot write (deep nesting) is written here.  What is no JSON value raises
@@ -178,7 +178,7 @@ def delimited(line: bytes) -> bytes:
 
 
 def _bucket(name: str) -> int:
-    """Where QEMU's hash table (qobject/qdict.c) has a member: its loops see members in this order."""
+    """Where QEMU's hash table (qobject/qdict.c) has a member.  Its loops go from bucket to bucket, latest member first."""
     data = name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
     value = 0x238F13AF * len(data)
     for i, c in enumerate(data):
@@ -203,7 +203,9 @@ def read_request(value: object, envelope: Envelope) -> tuple[str, dict[str, obje
             return name, arguments
         if arguments is ABSENT:
             return name, {}
-    for member in sorted(value, key=_bucket):
+    members = list(reversed(value))
+    members.sort(key=_bucket)
+    for member in members:
         if member == "execute":
             if type(name) is not str:
                 raise CommandError("QMP input member 'execute' must be a string")
