@@ -6,6 +6,7 @@ See the theory of operation in `workers/fs.py`.
 from __future__ import annotations
 
 import os
+import time
 
 from privsep import crew, thawwire
 from privsep.journal import Journal, JournalState, Lapse, boot_id, lapse_record
@@ -29,6 +30,7 @@ TOLD: Final = "told"
 
 _EBUSY: Final = 16
 _NOT_YET: Final = -1
+IN_FLIGHT_PATIENCE: Final = 0.5  # seconds for freezes that are in the kernel when the thawer is lost
 _IN_FLIGHT: Final = -2
 
 
@@ -160,9 +162,16 @@ def thaw_own(ctx: Context, own: Own, reason: str) -> None:
     """Thaw by our own descriptors, or by the journal after a take-over; then write down that it did not hold."""
     waiting = [item for item in own.items if item.errno in (0, _IN_FLIGHT)]
     touched = bool(waiting) or own.frozen
-    for item in reversed(waiting):
-        if item.errno == 0 and crew.thaw(item.fd)[1] in crew.THAWED:
-            waiting.remove(item)
+    end = time.monotonic() + IN_FLIGHT_PATIENCE
+    while True:
+        for item in reversed(waiting):
+            if item.errno == 0 and crew.thaw(item.fd)[1] in crew.THAWED:
+                waiting.remove(item)
+        # A freeze that is in flight lands in a moment; one that does not is the supervisor's, by the journal, when we are gone.
+        waiting = [item for item in waiting if item.errno in (0, _IN_FLIGHT)]
+        if not waiting or time.monotonic() >= end:
+            break
+        time.sleep(0.001)
     try:
         state = read(own)
     except CommandError as e:

@@ -28,8 +28,8 @@ ATOMS = [
     *b'{ } [ ] : , " \' \\ {" "} ": ", \\" \\\\ \\u00e9 \\ud83d\\ude00 \\ud83d \\u0000 \\n -0 01 1.5e3'.split(),
     b"1e400", b"NaN", b"true", b"nul",
     b'{"execute":"guest-ping"}\n', b'{"a":1,"a":2}', b"{'a':'b'}", b"18446744073709551616", b"\xc0\x80", b"\xe2\x82\xac",
-    b"\xe2\x82", b"\xef\xbf\xbf", b"\xf0\x9f\xbf\xbe", b"\xed\xa0\x80", b"[" * 1030, b"{}" * 300, b'"k":1,' * 100, b" " * 700, b"}" * 70,
-    b'"' + b"x" * 1100 + b'"', b"9" * 80, b"\n",
+    b"\xe2\x82", b"\xef\xbf\xbf", b"\xf0\x9f\xbf\xbe", b"\xed\xa0\x80",
+    b"[" * 1030, b"{}" * 300, b'"k":1,' * 100, b" " * 700, b"}" * 70, b'"' + b"x" * 1100 + b'"', b"9" * 80, b"\n",
 ]  # fmt: skip
 
 
