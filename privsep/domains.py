@@ -171,8 +171,6 @@ DOMAINS: Final = (
         "root",
         {
             "DAC_OVERRIDE": "reads and writes files whoever they belong to, as the policy that enables it says",
-            "CHOWN": "as the peer's file commands can",
-            "FOWNER": "sets the mode of the files it creates",
         },
         "opens, reads and writes files for the host",
     ),

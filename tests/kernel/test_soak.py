@@ -32,7 +32,9 @@ class Figures:
         self.zombies = sum(state(c) == "Z" for p in pids.values() for c in children(p))
 
     def __str__(self) -> str:
-        return f"{len(self.names)} processes, {self.descriptors} descriptors, {self.mib:.2f} MiB, {self.zombies} zombies"
+        return (
+            f"{len(self.names)} processes, {self.descriptors} descriptors, {self.mib:.2f} MiB, {self.zombies} zombies"
+        )
 
 
 def commands(agent: Agent, count: int) -> None:
