@@ -33,7 +33,6 @@ SETTINGS: Final = {
     "hook": ("fsfreeze-hook", "hook-limit"),
     "file": ("statedir",),
     "ssh": ("ssh-root", "ssh-strict"),
-    "ssh": ("ssh-strict", "ssh-root"),
 }
 
 

@@ -218,8 +218,3 @@ def hold_record(entry: Entry) -> str:
 
 def lapse_record(lapse: Lapse) -> str:
     return f"lapse {lapse.cycle} {lapse.seconds} {escape(lapse.reason)}"
-
-
-def pending(fd: int, root: str = "") -> bool:
-    """Whether the journal behind the descriptor says that somebody has to do something.  Raises OSError."""
-    return Journal(fd, boot_id(root)).read().pending

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 
 TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from privsep.journal import JournalState
 
 
 class RunFiles:
@@ -22,16 +24,25 @@ class RunFiles:
 
     def journal_pending(self) -> bool:
         """Something is, or may be, frozen or owed by an agent that is gone."""
+        state = self._journal_state()
+        return state is not None and state.pending
+
+    def journal_clear(self) -> bool:
+        """Nothing would be lost with the journal: a lapse that the host was not told of would."""
+        state = self._journal_state()
+        return state is None or state.clear
+
+    def _journal_state(self) -> JournalState | None:
         try:
             if os.stat(self.journal_path).st_size == 0:
-                return False
+                return None
         except FileNotFoundError:
-            return False
-        from privsep import journal  # only after a freeze that did not end as it should
+            return None
+        from privsep.journal import Journal, boot_id  # only after a freeze
 
         fd = self.open_journal()
         try:
-            return journal.pending(fd)
+            return Journal(fd, boot_id()).read()
         finally:
             os.close(fd)
 

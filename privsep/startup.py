@@ -136,7 +136,7 @@ def _supervise(
         return supervisor.run()
     finally:
         runfiles.remove_status()
-        if rundir.is_instance(runfiles.directory) and not runfiles.journal_pending():
+        if rundir.is_instance(runfiles.directory) and runfiles.journal_clear():
             rundir.remove(runfiles.directory, runfiles.journal_path)
 
 
