@@ -254,6 +254,7 @@ class Supervisor:
         """fs needs the journal, the thawer and, when there is a hook, the hook worker: all up before it starts work."""
         # While their interpreters start: whatever we may need ourselves later must not be read from a frozen disk then.
         from privsep import recover  # noqa: F401
+
         fs = self.children["fs"]
         fs.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
         for name, tag in (("thawer", wiring.TAG_THAWER), ("hook", wiring.TAG_HOOK)):
@@ -272,6 +273,8 @@ class Supervisor:
         assert child.control is not None
         try:
             data = child.control.recv(8)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
         if not data:
@@ -419,6 +422,8 @@ class Supervisor:
                 self._recover("the freeze's workers died")
             else:
                 self._restart_fs()
+        elif self._runfiles.journal_pending():
+            self._restart_fs()  # the thaw hook is still due
         else:
             for name in ("thawer", "hook"):
                 if self.children[name].alive:
@@ -448,9 +453,12 @@ class Supervisor:
             try:
                 from privsep import recover
 
-                for line in recover.recover(self._runfiles.journal_path, reason=reason):
-                    self._log.error(line)
-                status = 0
+                try:
+                    for line in recover.recover(self._runfiles.journal_path, reason):
+                        self._log.error(line)
+                    status = 0
+                except (recover.StillFrozen, OSError) as e:
+                    self._log.error(str(e))
             finally:
                 os._exit(status)
         self._recovery = (pid, os.pidfd_open(pid))
