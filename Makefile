@@ -1,4 +1,4 @@
-# make setup | test | lint | demo | run     (see README.md)
+# make setup | test | faults | lint | demo | run     (see README.md)
 #
 # Everything else comes by itself: each target does the setup first, and the setup does nothing when it was done.
 
@@ -13,13 +13,14 @@ PACKAGES := privsep protocol workers policy
 SOURCES := $(shell find $(PACKAGES) -name '*.py')
 PYTEST := $(PYTHON) -m pytest -q
 
-.PHONY: help setup test test-long test-vm lint format demo run clean
+.PHONY: help setup test test-long test-vm faults lint format demo run clean
 
 help:
 	@echo 'make setup      tools, $(VENV) and the programs in $(VENV)/bin (root: installs what the system lacks)'
 	@echo 'make test       every test but the long matrix and the virtual machine'
 	@echo 'make test-long  the long matrix'
 	@echo 'make test-vm    the tests that boot a virtual machine'
+	@echo 'make faults     who dies when while file systems are frozen: the whole matrix, docs/fault-matrix.md (root)'
 	@echo 'make lint       ruff, mypy --strict, the layers'
 	@echo 'make demo       one minute that shows what the agent promises (root)'
 	@echo 'make run        serve on a unix socket in a fresh folder'
@@ -50,6 +51,9 @@ test-long: setup
 
 test-vm: setup
 	@$(PYTEST) -m vm --timeout 3600 $(ARGS)
+
+faults: setup
+	@$(PYTHON) -m tests.faults.matrix $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

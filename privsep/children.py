@@ -48,6 +48,7 @@ class Child:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.control = control
+        control.setblocking(False)  # a child that does not read must not stop us: see `_full`
         self.leaving = False
         self.killed = False
         self.life.started()
@@ -64,6 +65,8 @@ class Child:
         if self.control is not None and self.up:
             try:
                 self.control.send(data)
+            except BlockingIOError:
+                self._full()
             except OSError:
                 pass  # its death is on its way
 
@@ -71,9 +74,15 @@ class Child:
         assert self.control is not None
         try:
             wiring.send_fd(self.control, tag, fd)
+        except BlockingIOError:
+            self._full()
         except OSError:
             pass
         os.close(fd)
+
+    def _full(self) -> None:
+        """It has left hundreds of messages unread, so it is stopped or hostile; a new one starts with an empty socket."""
+        self.kill()
 
     def is_ready(self, now: float) -> None:
         self.life.ready(now)

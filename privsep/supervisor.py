@@ -273,6 +273,8 @@ class Supervisor:
         assert child.control is not None
         try:
             data = child.control.recv(8)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
         if not data:

@@ -180,7 +180,13 @@ class Agent:
         """Start and wait until it listens.  RuntimeError with its log when it does not."""
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, cwd="/"
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                cwd="/",
+                process_group=0,
             )
         end = time.monotonic() + limit
         while True:

@@ -1,0 +1,273 @@
+"""Situations that are no death: workers that hang in the kernel, channels that nobody empties."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from privsep import wiring
+from privsep.crew import FIFREEZE, FITHAW
+from privsep.domains import NUMBER
+from tests.faults import cells
+from tests.faults.runner import LAPSED, Outcome, ask_thaw, reply_of, write_policy
+from tests.support import faultpoint
+from tests.support.agent import state, wait_for
+from tests.support.faultkit import FaultAgent, Points, Writers
+from tests.support.loopfs import LoopFs
+
+_PIDFD_GETFD: Final = 438  # asm-generic/unistd.h
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    name: str
+    text: str
+    play: Callable[[Outcome], None]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def run(extra: Extra) -> Outcome:
+    begun = time.monotonic()
+    out = Outcome(extra.name)
+    try:
+        extra.play(out)
+    except Exception as e:
+        out.red.append(f"{type(e).__name__}: {e}"[:900])
+    out.seconds = time.monotonic() - begun
+    return out
+
+
+def _ioctl(point: str, request: int) -> None:
+    fd = os.open(point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, request, 0)
+    finally:
+        os.close(fd)
+
+
+def fs_hangs(out: Outcome) -> None:
+    """A FIFREEZE of fs waits in the kernel for another file system, which was frozen under its feet."""
+    with LoopFs("ext4") as fs:
+        lower, upper = fs.points[0], f"{fs.folder}/upper"
+        fs.add(upper, "ext4", f"{lower}/image")
+        fs.release()
+        fs.guard()
+        with (
+            Points() as points,
+            FaultAgent(points, "--policy", write_policy(cells.SHORT)) as agent,
+            Writers([lower, upper]) as writers,
+        ):
+            agent.client.sync()
+            agent.call("guest-fsfreeze-status")
+            points.arm(faultpoint.REGISTERED)
+            agent.client.request("guest-fsfreeze-freeze-list", {"mountpoints": [lower, upper]})
+            points.wait()
+            worker = agent.process("fs")
+            Path(f"{upper}/dirty").write_bytes(os.urandom(1 << 20))
+            _ioctl(lower, FIFREEZE)
+            begun = time.monotonic()
+            points.release()
+            writers.poke(sure=True)
+            wait_for(lambda: _some_thread_hangs(worker), 3.0, "a FIFREEZE that hangs")
+            assert writers.watch(cells.AFTER_DEADLINE)
+            out.writable = {w.point.rpartition("/")[2]: round(w.late - begun, 3) for w in writers.all}
+            assert max(w.late - begun for w in writers.all) <= cells.AFTER_DEADLINE
+            out.answer = reply_of(agent.client, 3.0)
+            assert not out.answer.isdigit()
+            out.then = ask_thaw(agent.client)
+            assert out.then == LAPSED
+            assert agent.call("guest-fsfreeze-freeze-list", mountpoints=[lower, upper]) == 2
+            assert agent.call("guest-fsfreeze-thaw") == 2
+
+
+def _some_thread_hangs(pid: int) -> bool:
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()[0] == "D":
+                return True
+    return False
+
+
+def other_hangs(out: Outcome) -> None:
+    """The file worker hangs in a write to a file system that somebody else froze: no signal ends it."""
+    with LoopFs("ext4", "xfs") as fs:
+        stuck, free = fs.points
+        with Points() as points, FaultAgent(points, "--policy", "qemu-ga") as agent:
+            client = agent.client
+            client.sync()
+            client.call("guest-fsfreeze-status")
+            handle = client.call("guest-file-open", path=f"{stuck}/file", mode="w")
+            client.call("guest-file-write", handle=handle, **{"buf-b64": "eA=="})
+            client.call("guest-file-flush", handle=handle)
+            _ioctl(stuck, FIFREEZE)
+            try:
+                client.request("guest-file-write", {"handle": handle, "buf-b64": "eA=="})
+                worker = agent.process("file")
+                client.request("guest-file-flush", {"handle": handle})
+                wait_for(lambda: state(worker) == "D", 3.0, "a write that hangs")
+                os.kill(worker, signal.SIGKILL)
+                begun = time.monotonic()
+                client.sync(7)
+                assert client.call("guest-fsfreeze-freeze-list", mountpoints=[free]) == 1
+                assert client.call("guest-fsfreeze-status") == "frozen"
+                out.then = ask_thaw(client)
+                assert out.then == "1"
+                assert time.monotonic() - begun < 2.0
+                assert state(worker) == "D"
+            finally:
+                _ioctl(stuck, FITHAW)
+            wait_for(lambda: state(worker) in ("", "Z", "X"), 3.0, "its end")
+            assert client.call("guest-ping") == {}
+            out.writable = {"xfs": 0.0}
+
+
+def host_does_not_read(out: Outcome) -> None:
+    """The reply to the freeze stays behind others in a channel that the host does not empty: it is not committed."""
+    with LoopFs(*cells.FILE_SYSTEMS) as fs:
+        with (
+            Points() as points,
+            FaultAgent(points, "--policy", write_policy(cells.SHORT)) as agent,
+            Writers(fs.points) as writers,
+        ):
+            client = agent.client
+            client.sync()
+            client.call("guest-fsfreeze-status")
+            info = b'{"execute":"guest-info"}\n' * 150
+            freeze = json.dumps({"execute": "guest-fsfreeze-freeze-list", "arguments": {"mountpoints": fs.points}})
+            client.raw(info + freeze.encode() + b"\n")
+            wait_for(lambda: agent.processes().get("fs"), 5.0)
+            begun = time.monotonic()
+            assert writers.watch(cells.AFTER_DEADLINE, at_least=1.5)
+            assert all(w.late for w in writers.all), "it was not frozen"
+            out.writable = {
+                p.rpartition("-")[2]: round(w.late - begun, 3) for p, w in zip(fs.points, writers.all, strict=True)
+            }
+            for _ in range(150):
+                assert "error" not in client.reply(5.0)
+            out.answer = reply_of(client, 5.0)
+            out.then = ask_thaw(client)
+            assert out.then == LAPSED
+            assert client.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 3
+            assert client.call("guest-fsfreeze-thaw") == 3
+
+
+def front_does_not_listen(out: Outcome) -> None:
+    """A hostile front asks for workers for ever and reads none of the answers: supervisor and deadline do not mind."""
+    with LoopFs(*cells.FILE_SYSTEMS) as fs:
+        with (
+            Points() as points,
+            FaultAgent(points, "--policy", write_policy(cells.SHORT)) as agent,
+            Writers(fs.points) as writers,
+        ):
+            client = agent.client
+            client.sync()
+            client.call("guest-fsfreeze-status")
+            front, thawer = agent.process("front"), agent.process("thawer")
+            control = os.pidfd_open(front)
+            theirs = _steal(control, wiring.CONTROL_FD)
+            assert client.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 3
+            client.call("guest-fsfreeze-status")
+            begun = time.monotonic()
+            os.kill(front, signal.SIGSTOP)
+            os.kill(thawer, signal.SIGSTOP)  # so that the supervisor's deadline is what is left
+            writers.poke(sure=True)
+            try:
+                os.set_blocking(theirs, False)
+                end = time.monotonic() + 0.5
+                while time.monotonic() < end:
+                    with contextlib.suppress(OSError):  # full, or the front was ended for it
+                        os.write(theirs, bytes((wiring.START | NUMBER["fs"],)))
+                assert writers.watch(cells.AFTER_DEADLINE)
+            finally:
+                os.close(theirs)
+                os.close(control)
+                for pid in (front, thawer):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
+            out.writable = {
+                p.rpartition("-")[2]: round(w.late - begun, 3) for p, w in zip(fs.points, writers.all, strict=True)
+            }
+            again = agent.connect()
+            again.sync()
+            out.then = ask_thaw(again)
+            assert out.then == LAPSED
+            assert again.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 3
+            assert again.call("guest-fsfreeze-thaw") == 3
+
+
+def _steal(pidfd: int, number: int) -> int:
+    """A copy of another process's descriptor (pidfd_getfd(2)), not blocking (which it shares: that process is stopped)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    return fd
+
+
+def log_is_full(out: Outcome) -> None:
+    """Nobody reads the pipe that is the log."""
+    with LoopFs(*cells.FILE_SYSTEMS) as fs:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+        with Points() as points, Writers(fs.points) as writers:
+            agent = _LoggedTo(writer, points, "--policy", write_policy(cells.SHORT))
+            with agent:
+                client = agent.client
+                client.sync()
+                client.call("guest-fsfreeze-status")
+                assert client.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 3
+                begun = time.monotonic()
+                writers.poke(sure=True)
+                assert writers.watch(cells.AFTER_DEADLINE)
+                out.writable = {
+                    p.rpartition("-")[2]: round(w.late - begun, 3) for p, w in zip(fs.points, writers.all, strict=True)
+                }
+                out.then = ask_thaw(client)
+                assert out.then == LAPSED
+        os.close(reader)
+        os.close(writer)
+
+
+class _LoggedTo(FaultAgent):
+    def __init__(self, fd: int, points: Points, *args: str) -> None:
+        super().__init__(points, *args)
+        self._log_fd = fd
+
+    def start(self, limit: float = 10.0) -> None:
+        self.log_path = f"/proc/self/fd/{self._log_fd}"
+        super().start(limit)
+
+    def log(self) -> str:
+        return ""
+
+
+EXTRAS: Final = (
+    Extra("fs hangs", "a FIFREEZE of the fs worker hangs in the kernel (state D) on a file system below", fs_hangs),
+    Extra(
+        "file hangs",
+        "the file worker hangs in a write (state D) while the host freezes another file system",
+        other_hangs,
+    ),
+    Extra("host channel full", "the host does not read: the reply to the freeze is never written", host_does_not_read),
+    Extra(
+        "control channel full",
+        "the front floods the supervisor and reads nothing, the thawer is stopped",
+        front_does_not_listen,
+    ),
+    Extra("log full", "nobody reads the pipe that the log goes to", log_is_full),
+)
