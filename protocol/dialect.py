@@ -130,6 +130,11 @@ class Parser:
         self._size = 0  # their bytes
         self._braces = self._brackets = 0  # open
 
+    @property
+    def resting(self) -> bool:
+        """Between requests, and as patient as at the start: the same bytes will make the same events again."""
+        return self._state == _BETWEEN and not self._text and self._left == PATIENCE
+
     def feed(self, data: bytes) -> list[Value | ParseError]:
         """What these bytes complete, in order."""
         events: list[Value | ParseError] = []

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from _json import encode_basestring_ascii, make_encoder
 
+from protocol import base64
 from protocol.errors import CommandError
 from protocol.text import repair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Protocol
+
+    from protocol.session import Payload
 
     class Envelope(Protocol):
         """What a request's id is put into."""
@@ -162,6 +165,32 @@ def success(value: object, id: object = ABSENT) -> bytes:
             return _PONG
         return b'{"return": ' + encode(value) + b"}\n"
     return b'{"return": ' + encode(value) + b', "id": ' + encode(id) + b"}\n"
+
+
+def with_bulk(value: dict[str, object], bulk: tuple[str, ...], id: object = ABSENT) -> list[bytes | Payload] | None:
+    """The line for a command that succeeded, in pieces: text, and between its parts what is to be written as base64.
+
+    Those are the members named in `bulk`, bytes or a Payload; small ones are part of the text.  None when the value
+    has none of them.  Raises TypeError and ValueError for other types."""
+    if not any(name in value for name in bulk):
+        return None
+    pieces: list[bytes | Payload] = []
+    text = b'{"return": {'
+    for name, member in value.items():
+        if text[-1:] != b"{":
+            text += b", "
+        text += _string(name).encode("ascii") + b": "
+        if name not in bulk:
+            text += encode(member)
+        elif type(member) is bytes:
+            text += b'"' + base64.encode(member) + b'"'
+        elif hasattr(member, "read"):
+            pieces += (text + b'"', member)
+            text = b'"'
+        else:
+            raise TypeError("bulk data of another type")
+    pieces.append(text + (b"}}\n" if id is ABSENT else b'}, "id": ' + encode(id) + b"}\n"))
+    return pieces
 
 
 def failure(kind: str, desc: str, id: object = ABSENT) -> bytes:
