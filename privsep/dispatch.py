@@ -283,7 +283,9 @@ def death_notice(command: Command, overdue: bool) -> WorkerLost:
 def nonsense(request: Request) -> WorkerLost:
     """What the host is told when the worker answered with something that cannot be a reply."""
     assert request.command is not None
-    return WorkerLost(f"the {request.command.domain} worker broke the protocol while it executed {request.command.name}")
+    return WorkerLost(
+        f"the {request.command.domain} worker broke the protocol while it executed {request.command.name}"
+    )
 
 
 def unavailable(row: Domain, unprivileged: bool) -> CommandError:

@@ -128,8 +128,10 @@ class Worker:
         while True:
             if watch is not None:
                 watched = watch(context)
-            if front != self._front_fd or (watch is not None and len(polled) != len(watched) + (front >= 0)) or not (
-                polled >= watched.keys()
+            if (
+                front != self._front_fd
+                or (watch is not None and len(polled) != len(watched) + (front >= 0))
+                or not (polled >= watched.keys())
             ):
                 front = self._front_fd
                 wanted = {front, *watched} - {-1}
@@ -251,9 +253,7 @@ class Worker:
             self._execute(number, verb, arguments, text)
         return True
 
-    def _execute(
-        self, number: int, verb: _Verb, arguments: dict[str, object], bulk: memoryview | None = None
-    ) -> None:
+    def _execute(self, number: int, verb: _Verb, arguments: dict[str, object], bulk: memoryview | None = None) -> None:
         command = verb.command
         log = self._context.log
         begun = 0.0

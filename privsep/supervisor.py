@@ -391,7 +391,7 @@ class Supervisor:
             self._marker(True)
         self._armed = True
         self._board.set_frozen(True)
-        if self._auto_thaw > 0:
+        if self._auto_thaw > 0 and "deadline" not in self._timers:  # a hostile fs cannot put it off
             self._at("deadline", self._auto_thaw + _LATER, self._deadline)
         self._status()
         self.children["fs"].tell(wiring.ARM)
