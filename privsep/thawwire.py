@@ -26,6 +26,8 @@ import select
 import struct
 import time
 
+from privsep import freezestate
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket as Socket
@@ -67,20 +69,20 @@ RESULT_NONE: Final = ord("-")  # given up before (MARK_SKIPPED)
 
 FLAG_LOWER: Final = 1  # have the flag lowered even if nothing is held
 
-PHASE_IDLE: Final = 0
-PHASE_HELD: Final = 1  # registered; maybe frozen
-PHASE_FROZEN: Final = 2
-PHASE_THAWING: Final = 3  # asked to
-PHASE_LAPSING: Final = 4  # thawing because it had to
+PHASE_IDLE: Final = freezestate.THAWED
+PHASE_HELD: Final = freezestate.FREEZING
+PHASE_FROZEN: Final = freezestate.FROZEN
+PHASE_THAWING: Final = freezestate.THAWING
+PHASE_LAPSING: Final = freezestate.LAPSED
 
 # Why a freeze did not hold, as the host is told.
-REASON_DEADLINE: Final = 1
-REASON_UNCONFIRMED: Final = 2
-REASON_NOT_BACK: Final = 3
-REASON_ORPHANED: Final = 4
-REASON_BROKEN: Final = 5
-REASON_LOST: Final = 6
-REASON_STUCK: Final = 7
+REASON_DEADLINE: Final = freezestate.DEADLINE
+REASON_UNCONFIRMED: Final = freezestate.UNCONFIRMED
+REASON_NOT_BACK: Final = freezestate.NOT_BACK
+REASON_ORPHANED: Final = freezestate.ORPHANED
+REASON_BROKEN: Final = freezestate.BROKEN
+REASON_LOST: Final = freezestate.LOST
+REASON_STUCK: Final = freezestate.STUCK
 REASONS: Final = (
     "",
     "the time limit has passed",

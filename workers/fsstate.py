@@ -6,6 +6,7 @@ See the theory of operation in `workers/fs.py`.
 from __future__ import annotations
 
 import os
+import time
 
 from privsep import crew, thawwire
 from privsep.journal import Journal, JournalState, Lapse, boot_id, lapse_record
@@ -24,6 +25,7 @@ ASK_LIMIT: Final = (
     5.0  # seconds that the thawer has for an answer: it is local and idle, so a slow one is a stopped one
 )
 THAW_LIMIT: Final = 30.0  # and for a thaw: FITHAW may write to the disk
+LANDING: Final = 0.3  # seconds for a freeze in flight to land; the supervisor's patience with fs is longer
 COMMIT: Final = "commit"
 TOLD: Final = "told"
 
@@ -160,9 +162,16 @@ def thaw_own(ctx: Context, own: Own, reason: str) -> None:
     """Thaw by our own descriptors, or by the journal after a take-over; then write down that it did not hold."""
     waiting = [item for item in own.items if item.errno in (0, _IN_FLIGHT)]
     touched = bool(waiting) or own.frozen
-    for item in reversed(waiting):
-        if item.errno == 0 and crew.thaw(item.fd)[1] in crew.THAWED:
-            waiting.remove(item)
+    end = time.monotonic() + LANDING
+    while True:
+        for item in reversed(waiting):
+            number = item.errno  # once: its thread may be changing it
+            if number != _IN_FLIGHT and (number != 0 or crew.thaw(item.fd)[1] in crew.THAWED):
+                waiting.remove(item)
+        # Ending with a FIFREEZE in flight would leave what it freezes to whoever reads the journal.
+        if not waiting or time.monotonic() >= end:
+            break
+        time.sleep(0.002)
     try:
         state = read(own)
     except CommandError as e:
