@@ -1,4 +1,4 @@
-"""Freezing whatever can be mounted: stacks, several mounts of one superblock, odd names, and mounts that come and go meanwhile."""
+"""Freezing whatever can be mounted: stacks, superblocks mounted twice, odd names, mounts that come and go meanwhile."""
 
 from __future__ import annotations
 
