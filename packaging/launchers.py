@@ -40,12 +40,11 @@ def shebang(python: str, options: str) -> str:
 
 
 def program(python: str, options: str, modules: str, libraries: str, module: str, call: str) -> str:
-    """The text of one program.  ascii() keeps paths that are not ASCII or not UTF-8 right in any locale."""
-    paths = [ascii(modules), ascii(libraries)]
+    """The text of one program.  `!a` keeps paths that are not ASCII or not UTF-8 right in any locale."""
     lines = [MARK, "import sys", "", "sys.dont_write_bytecode = True"]
-    lines += [f"sys.path.insert(0, {paths[0]})"]
+    lines += [f"sys.path.insert(0, {modules!a})"]
     if libraries and libraries != modules:
-        lines += [f"sys.path.append({paths[1]})"]
+        lines += [f"sys.path.append({libraries!a})"]
     lines += ["", f"from {module} import main", "", call]
     return shebang(python, options) + "\n".join(lines) + "\n"
 
@@ -59,7 +58,7 @@ def programs(python: str, modules: str, libraries: str, libexec: str) -> dict[tu
         return program(python, "-IS", modules, libraries, module, call)
 
     found = {
-        ("bin", "privsep-ga"): lean("privsep.cli", f"sys.exit(main(libexec={ascii(libexec)}))"),
+        ("bin", "privsep-ga"): lean("privsep.cli", f"sys.exit(main(libexec={libexec!a}))"),
         # The administrator's tool runs seldom and needs no more isolation than any other program.
         ("bin", "privsep-gactl"): program(python, "-I", modules, libraries, "privsep.ctl", "sys.exit(main())"),
         ("libexec", "recover"): lean("privsep.recover", "sys.exit(main())"),

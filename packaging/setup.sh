@@ -109,7 +109,7 @@ venv() {
     list=$(requirements "$dir/bin/python" dependencies fast dev)
     # python-prctl is compiled here, the others are not: a machine without a compiler gets all but that one.
     "${pip[@]}" -r <(grep -v '^python-prctl' <<<"$list")
-    if ! "${pip[@]}" -r <(grep '^python-prctl' <<<"$list"); then
+    if ! "${pip[@]}" --use-pep517 -r <(grep '^python-prctl' <<<"$list"); then
         say "python-prctl could not be built: the agent will not start.  See what is missing above."
         [ "$(id -u)" != 0 ] || return 1
     fi

@@ -9,7 +9,7 @@
     block = ["guest-get-users"]     the same; what is blocked anywhere stays blocked
 
     [fsfreeze]
-    auto-thaw = 300                 seconds until a freeze that nobody ended is ended
+    auto-thaw = 300                 seconds until a freeze that nobody ended is ended; 0: never
     hook-limit = 60                 seconds for one call of the freeze hook
     expedite-rcu = true             shorten a freeze by expedited grace periods
 

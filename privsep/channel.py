@@ -106,10 +106,11 @@ def _serial(path: str) -> int:
 
     fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        control = [b"\0"] * 32
+        control: list[bytes | int] = [b"\0"] * 32
         control[termios.VMIN] = b"\x01"
         flags = termios.CS8 | termios.CLOCAL | termios.CREAD
-        termios.tcsetattr(fd, termios.TCSANOW, [0, 0, flags, 0, termios.B38400, termios.B38400, control])
+        raw: list[int | list[bytes | int]] = [0, 0, flags, 0, termios.B38400, termios.B38400, control]
+        termios.tcsetattr(fd, termios.TCSANOW, raw)
         termios.tcflush(fd, termios.TCIFLUSH)
     except termios.error as e:
         os.close(fd)

@@ -97,7 +97,7 @@ def _live(name: str, root: str) -> int:
     except (NotAsDeclared, OSError) as e:
         _say(f"{name}: the walls of its row cannot be put up: {e}")
         return EXIT_WALLS
-    sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    sys.stdin = sys.stdout = sys.stderr = None
     control.send(wiring.READY)
     run()
     log.flush()

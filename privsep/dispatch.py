@@ -7,7 +7,11 @@ idle for its row's time is asked whether it holds state; when it does not, the s
 
 from __future__ import annotations
 
-from privsep import frame
+import _socket
+import os
+import sys
+
+from privsep import blob, frame
 from privsep.domains import BY_NAME as DOMAIN
 from privsep.domains import Domain
 from protocol.commands import Command, verbs_of
@@ -25,20 +29,27 @@ ASKED: Final = "asked"
 UP: Final = "up"
 
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
+_FD_SPACE: Final = _socket.CMSG_SPACE(8)  # for two, so that a second one is seen and not just lost
+
+# Where every datagram is received; what is kept of it is copied by the codec.
+_buffer: Final = bytearray(frame.DATAGRAM)
+_view: Final = memoryview(_buffer)
 
 
 class Link:
     """The front's side of one domain."""
 
     __slots__ = (
-        "row", "state", "socket", "queue", "current", "current_id", "deadline", "used_at", "overdue", "unread",
-        "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint",
+        "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue", "unread",
+        "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint", "_bulky",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
         self.row: Domain = DOMAIN[name]
         self.state = DOWN
         self.socket: Socket | None = None
+        self.fd = -1
+        self.watched = 0  # what its descriptor is polled for
         self.queue: list[Request] = []
         self.current: Request | None = None
         self.current_id = 0
@@ -47,10 +58,12 @@ class Link:
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
         self._assembler = frame.Assembler()
-        self._unsent: list[bytes] = []
+        self._unsent: list[bytes | frame.Pieces] = []
         self._greeting = 0  # id of the hello that has not been answered
         self._probe = 0  # id of the question whether it is idle
-        self._verbs = {c.name: n for n, c in enumerate(verbs_of(name))}
+        verbs = verbs_of(name)
+        self._verbs = {c.name: n for n, c in enumerate(verbs)}
+        self._bulky = any(c.gives for c in verbs)  # descriptors may come with its replies
         self._ids = ids
         self._fingerprint = fingerprint
 
@@ -61,6 +74,8 @@ class Link:
     def connect(self, socket: Socket, now: float) -> None:
         socket.setblocking(False)
         self.socket = socket
+        self.fd = socket.fileno()
+        self.watched = 0
         self.state = UP
         self.used_at = now
         self.overdue = False
@@ -74,7 +89,7 @@ class Link:
 
     def push(self, now: float) -> None:
         """Give the worker the next request when it has none."""
-        if self.state != UP or self.current is not None or not self.queue:
+        if self.current is not None or not self.queue or self.state != UP:
             return
         request = self.queue.pop(0)
         command = request.command
@@ -83,7 +98,17 @@ class Link:
         self.current_id = request.call = self._next_id()
         self.used_at = now
         self.deadline = now + command.limit if command.limit else None
-        self._send([self.current_id, self._verbs[command.name], request.arguments])
+        arguments = request.arguments
+        if command.takes:
+            text = arguments.get(command.takes)
+            if type(text) is str and len(text) > frame.INLINE and text.isascii():
+                rest = {name: value for name, value in arguments.items() if name != command.takes}
+                verb = self._verbs[command.name]
+                self._unsent += frame.encode([self.current_id, verb, rest, [command.takes, len(text)]])
+                self._unsent.append(frame.Pieces(text))
+                self.flush()
+                return
+        self._send([self.current_id, self._verbs[command.name], arguments])
 
     def confirm(self, request_id: int) -> None:
         """Tell the worker that the reply to this request was written to the host."""
@@ -91,7 +116,7 @@ class Link:
             self._send([self._next_id(), frame.DELIVERED, {"id": request_id}])
 
     def _send(self, value: object) -> None:
-        self._unsent.extend(frame.encode(value))
+        self._unsent += frame.encode(value)
         self.flush()
 
     @property
@@ -99,26 +124,38 @@ class Link:
         return bool(self._unsent)
 
     def flush(self) -> None:
-        if self.socket is None:
-            return
-        while self._unsent:
+        unsent = self._unsent
+        while unsent and self.socket is not None:
+            part = unsent[0]
+            data = part if type(part) is bytes else part.next()  # type: ignore[union-attr]
             try:
-                self.socket.send(self._unsent[0])
+                if data:
+                    self.socket.send(data)
             except _NOT_NOW:
                 return
             except OSError:  # the end of file that follows tells the rest
-                self._unsent.clear()
+                unsent.clear()
                 self.unread = True
                 return
-            del self._unsent[0]
+            if data is part or not data:
+                del unsent[0]
+            else:
+                part.sent()  # type: ignore[union-attr]
 
     def read(self, now: float) -> tuple[Request, bool, object] | None:
         """One datagram: None when it completes no reply to a request, else (request, ok, value).
 
-        Raises EOFError when the worker is gone, ProtocolViolation when it broke the protocol."""
+        Bulk members of the value are bytes or a Blob.  Raises EOFError when the worker is gone, ProtocolViolation when
+        it broke the protocol."""
         assert self.socket is not None
+        fd: int | None = None
         try:
-            data = self.socket.recv(frame.DATAGRAM)
+            if self._bulky:
+                size, ancillary, flags, _ = self.socket.recvmsg_into([_buffer], _FD_SPACE, _socket.MSG_CMSG_CLOEXEC)
+                if ancillary or flags & _socket.MSG_CTRUNC:
+                    fd = _descriptor(ancillary, flags)
+            else:
+                size = self.socket.recv_into(_buffer)
         except _NOT_NOW:
             return None
         except ConnectionResetError:
@@ -126,14 +163,21 @@ class Link:
             raise EOFError from None
         except OSError:
             raise EOFError from None
-        if not data:
-            raise EOFError
-        value = self._assembler.feed(data)
-        if value is None:
-            return None
-        if type(value) is not list or len(value) != 3 or type(value[0]) is not int or type(value[1]) is not bool:
-            raise ProtocolViolation("not a reply")
-        number, ok, result = value
+        try:
+            if not size:
+                raise EOFError
+            value = self._assembler.feed(_view[:size])
+            if value is None:
+                return None
+            if type(value) is not list or len(value) < 3 or type(value[0]) is not int or type(value[1]) is not bool:
+                raise ProtocolViolation("not a reply")
+            if len(value) != 3:
+                taken, fd = fd, None
+                self._attach(value, taken)
+            number, ok, result = value
+        finally:
+            if fd is not None:  # nobody wanted it
+                os.close(fd)
         if number == self._greeting:
             self._greeting = 0
             if not ok:
@@ -157,6 +201,34 @@ class Link:
         self.used_at = now
         return request, ok, result
 
+    def _attach(self, value: list[object], fd: int | None) -> None:
+        """Make a reply of four elements one of three: each member named in the fourth becomes its part of the memfd.
+
+        Owns `fd`, also when it raises ProtocolViolation."""
+        try:
+            if len(value) != 4:
+                raise ProtocolViolation("not a reply")
+            number, ok, result, names = value
+            request = self.current
+            if request is None or number != self.current_id or ok is not True or self._greeting:
+                raise ProtocolViolation("bulk data for nothing")
+            assert request.command is not None
+            gives = request.command.gives
+            if type(result) is not dict or type(names) is not list or not 0 < len(names) <= len(gives):
+                raise ProtocolViolation("not bulk data")
+            sizes: list[int] = []
+            for name in names:
+                if name not in gives or type(result.get(name)) is not int or names.count(name) != 1:
+                    raise ProtocolViolation("bulk data that the command does not have")
+                sizes.append(result[name])
+        except ProtocolViolation:
+            if fd is not None:
+                os.close(fd)
+            raise
+        for name, part in zip(names, blob.open_all(fd, sizes), strict=True):
+            result[name] = part
+        del value[3]
+
     def idle_at(self) -> float | None:
         """When to ask whether it may go."""
         if self.state != UP or not self.row.idle or self.current is not None or self.queue or self._probe:
@@ -171,6 +243,7 @@ class Link:
         if self.socket is not None:
             self.socket.close()
             self.socket = None
+            self.fd = -1
         self.state = DOWN
         self._unsent.clear()
 
@@ -187,11 +260,30 @@ class Link:
         return request
 
 
+def _descriptor(ancillary: list[tuple[int, int, bytes]], flags: int) -> int | None:
+    """The one descriptor that came with a datagram.  Raises ProtocolViolation when there are more, and closes them."""
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds += [int.from_bytes(payload[i : i + 4], sys.byteorder) for i in range(0, len(payload) // 4 * 4, 4)]
+    if len(fds) > 1 or flags & _socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise ProtocolViolation("more than one descriptor")
+    return fds[0] if fds else None
+
+
 def death_notice(command: Command, overdue: bool) -> WorkerLost:
     """What the host is told about a request whose worker went with it."""
     if overdue:
         return WorkerLost(f"{command.name} took longer than {command.limit:g} seconds: its worker was ended")
     return WorkerLost(f"the {command.domain} worker died while it executed {command.name}")
+
+
+def nonsense(request: Request) -> WorkerLost:
+    """What the host is told when the worker answered with something that cannot be a reply."""
+    assert request.command is not None
+    return WorkerLost(f"the {request.command.domain} worker broke the protocol while it executed {request.command.name}")
 
 
 def unavailable(row: Domain, unprivileged: bool) -> CommandError:

@@ -136,7 +136,13 @@ DOMAINS: Final = (
         {},
         "reads what the machine is: system, users, disks, file systems, cpus, memory blocks",
     ),
-    Domain("power", "root", {}, "shuts down and suspends through the init system, as uid 0 without a capability", programs=True),
+    Domain(
+        "power",
+        "root",
+        {},
+        "shuts down and suspends through the init system, as uid 0 without a capability",
+        programs=True,
+    ),
     Domain(
         "time",
         "privsep-ga-time",
@@ -165,8 +171,6 @@ DOMAINS: Final = (
         "root",
         {
             "DAC_OVERRIDE": "reads and writes files whoever they belong to, as the policy that enables it says",
-            "CHOWN": "as the peer's file commands can",
-            "FOWNER": "sets the mode of the files it creates",
         },
         "opens, reads and writes files for the host",
     ),

@@ -1,12 +1,20 @@
-"""msgpack frames on the SEQPACKET sockets between front and workers.
+"""msgpack frames on the SEQPACKET sockets between front and workers, and the bulk data beside them.
 
 One frame is one msgpack value: a request `[id, verb, args]` or a reply `[id, ok, value]`.  It travels in one datagram, or
-in several when it is larger than `PART`; the first byte of each says whether more follow.  A datagram carries no file
-descriptor unless the receiver asks for one.
+in several when it is larger than `PART`; the first byte of each says whether more follow.
+
+Large base64 members (`bulk` in the command table) are not part of the frame.  No JSON or msgpack codec runs over them:
+
+* a request has a fourth element `[member, size]`; so many bytes of text follow in datagrams of `PART` bytes (`Pieces`,
+  `receive_bulk`), which cost less than a memfd that somebody would have to map and fill;
+* a reply's member is the bytes themselves, raw, or their number while the bytes are in a memfd: the reply's fourth element
+  names those members in the memfd's order, and the descriptor comes with the same datagram.  The memfd is sealed, so
+  what was checked stays as it is (`privsep/blob.py`).
 
 What a peer may send is checked here once, for both directions: exact types (bool is not int), no extension types (a
-Timestamp would slip past msgpack's `ext_hook`, hence the walk over the decoded value), no NaN, no duplicate and no
-non-string keys, bounded size and nesting.  Anything else is a `ProtocolViolation`: the peer is broken or hostile.
+Timestamp would slip past msgpack's `ext_hook`, hence the limit of 0 and the walk over the decoded value), no NaN, no
+duplicate and no non-string keys, bounded size and nesting.  Anything else is a `ProtocolViolation`: the peer is broken or
+hostile.
 
 msgpack: <https://github.com/msgpack/msgpack/blob/master/spec.md>.  The ceiling of a datagram is the socket's send
 buffer, some 212 kB by default.
@@ -14,18 +22,22 @@ buffer, some 212 kB by default.
 
 from __future__ import annotations
 
-import msgpack
+import _socket
 
+from privsep.codec import pack, unpack
 from protocol.errors import ProtocolViolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    from privsep.wiring import Socket
+
 PART: Final = 128 * 1024  # bytes of payload in one datagram
 DATAGRAM: Final = PART + 1
 LIMIT: Final = 72 * 1024 * 1024  # bytes of one whole frame: the largest request the wire admits, with room to spare
 DEPTH: Final = 32  # containers inside each other; the deepest result in the command table has six
+INLINE: Final = 64 * 1024  # bytes of bulk data that travel inside the frame: a copy more, some system calls less
 
 # Verbs that are no command: the first frame of a connection, "do you hold state?", "that reply was written to the host".
 HELLO: Final = -1
@@ -38,13 +50,53 @@ _MORE: Final = b"\x01"
 
 def encode(value: object) -> list[bytes]:
     """The datagrams of one frame."""
-    data: bytes = msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
+    data = pack(value)
     if len(data) <= PART:
         return [_LAST + data]
     view = memoryview(data)
     parts = [_MORE + view[i : i + PART] for i in range(0, len(data), PART)]
     parts[-1] = _LAST + parts[-1][1:]
     return parts
+
+
+class Pieces:
+    """The datagrams of a bulk text, made one at a time; the text is ASCII."""
+
+    __slots__ = ("_text", "_at")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+
+    def next(self) -> bytes:
+        """The datagram that is to be sent now; b"" when all are."""
+        return self._text[self._at : self._at + PART].encode("ascii")
+
+    def sent(self) -> None:
+        self._at += PART
+
+
+def receive_bulk(socket: Socket, into: memoryview) -> bool:
+    """Fill `into` from a blocking socket; False at end of file.  Raises ProtocolViolation, OSError."""
+    at, size = 0, len(into)
+    while at < size:
+        wanted = min(PART, size - at)
+        count, _, flags, _ = socket.recvmsg_into([into[at : at + wanted]])
+        if not count:
+            return False
+        if count != wanted or flags & _socket.MSG_TRUNC:
+            raise ProtocolViolation("bulk data in datagrams of another size")
+        at += count
+    return True
+
+
+def bulk_of(value: object) -> tuple[str, int]:
+    """The checked fourth element of a request.  Raises ProtocolViolation."""
+    if type(value) is list and len(value) == 2:
+        member, size = value
+        if type(member) is str and type(size) is int and 0 < size <= LIMIT:
+            return member, size
+    raise ProtocolViolation("not an announcement of bulk data")
 
 
 def _no_duplicates(pairs: list[tuple[object, object]]) -> dict[object, object]:
@@ -84,10 +136,10 @@ def _check(value: object, depth: int) -> None:
         raise ProtocolViolation(f"type {kind.__name__}")
 
 
-def decode(data: bytes | bytearray) -> object:
+def decode(data: bytes | bytearray | memoryview) -> object:
     """One frame's value, checked; raises ProtocolViolation."""
     try:
-        value = msgpack.unpackb(
+        value = unpack(
             data,
             raw=False,
             strict_map_key=False,
@@ -112,7 +164,7 @@ class Assembler:
         self._parts = bytearray()
         self._limit = limit
 
-    def feed(self, datagram: bytes) -> object | None:
+    def feed(self, datagram: bytes | memoryview) -> object | None:
         """The frame that this datagram completes, or None; a frame is never None itself.
 
         Raises ProtocolViolation."""

@@ -13,7 +13,7 @@ import time
 from privsep import dispatch, wiring
 from privsep.domains import DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
-from privsep.hostside import HostSide
+from privsep.hostside import LOOK_AGAIN, HostSide
 from protocol.errors import CommandError, ProtocolViolation
 from protocol.session import Request, Session
 
@@ -38,6 +38,7 @@ class Front:
         self._host = HostSide()
         self._poll = select.poll()
         self._channel: tuple[int, int] | None = None  # what of the channel is polled, and for what
+        self._due: float | None = None  # when `_timers` is to be called, at the latest
         self._ids = [0]
         tables = fingerprint()
         self._links = {d.name: dispatch.Link(d.name, tables, self._ids) for d in DOMAINS if d.channel == "front"}
@@ -55,34 +56,60 @@ class Front:
     def run(self) -> None:
         """Until the supervisor closes the control socket."""
         control = self._control.fileno()
+        host, session, poll, clock = self._host, self._session, self._poll.poll, time.monotonic
         self._poll.register(control, select.POLLIN)
         while True:
             self._watch_channel()
-            for fd, events in self._poll.poll(self._timeout()):
-                if fd == control:
-                    if not self._from_supervisor():
-                        self._last_words()
-                        return
-                elif fd in self._by_fd:
-                    self._from_worker(self._by_fd[fd], events)
-                elif fd == self._host.fd:
-                    self._from_host(events)
-            self._after(time.monotonic())
+            # Most of what comes is one request that came before: it is answered in here, the loop proper is for the rest.
+            usual = [(host.fd, select.POLLIN)] if host.connected else None
+            data: bytes | None = None
+            while True:
+                due = self._due
+                left = None if due is None else due - clock()
+                ready = poll(left if left is None else max(0, int(left * 1000) + 1))
+                if ready != usual or (left is not None and left <= 0):
+                    break
+                data = host.read()
+                line = session.quick(data)
+                if line is None:
+                    break
+                data = None
+                count = host.write(line)
+                if count != len(line):
+                    session.output += line[count:]
+                    ready = []
+                    break
+            now = clock()
+            if data is not None:
+                self._read(data, now)
+            else:
+                for fd, events in ready:
+                    if fd == control:
+                        if not self._from_supervisor():
+                            self._last_words()
+                            return
+                    elif fd in self._by_fd:
+                        self._from_worker(self._by_fd[fd], events, now)
+                    elif fd == host.fd:
+                        self._from_host(events, now)
+            if session.calls:
+                self._dispatch(now)
+            if session.output or session.delivered or host.ended or not host.connected:
+                self._write(now)
+            if session.sync_at is not None:
+                self._remind(session.sync_at)
+            if self._due is not None and now >= self._due:
+                self._timers(now)
 
-    def _timeout(self) -> int | None:
-        """Milliseconds until the next thing is due."""
-        now = time.monotonic()
-        due = self._session.wait(now)
-        if self._host.look_at is not None:
-            due = min(due if due is not None else 1e9, max(0.0, self._host.look_at - now))
-        for link in self._by_fd.values():
-            for at in (link.deadline, link.idle_at()):
-                if at is not None and not link.overdue:
-                    due = min(due if due is not None else 1e9, max(0.0, at - now))
-        return None if due is None else int(due * 1000) + 1
+    def _remind(self, at: float) -> None:
+        """See to it that `_timers` is called then.  A time that is not true any more costs one vain call."""
+        if self._due is None or at < self._due:
+            self._due = at
 
-    def _after(self, now: float) -> None:
-        self._session.advance(now)
+    def _timers(self, now: float) -> None:
+        """Something is due; find out what, and what is due next."""
+        session = self._session
+        session.advance(now)
         self._dispatch(now)
         for link in list(self._by_fd.values()):
             if link.deadline is not None and now >= link.deadline and not link.overdue:
@@ -91,9 +118,17 @@ class Front:
             idle_at = link.idle_at()
             if idle_at is not None and now >= idle_at:
                 link.probe()
-        if self._host.look_at is not None and now >= self._host.look_at:
-            self._host.look_at = None
-        self._write()
+        host = self._host
+        if host.look_at is not None and now >= host.look_at:
+            host.look_at = None
+        self._write(now)
+        self._due = session.sync_at
+        if host.look_at is not None:
+            self._remind(host.look_at)
+        for link in self._by_fd.values():
+            for at in (link.deadline, link.idle_at()):
+                if at is not None and not link.overdue:
+                    self._remind(at)
 
     # -- the channel
 
@@ -103,10 +138,13 @@ class Front:
         fd = host.fd
         events = 0
         if fd >= 0:
-            events = host.events(read=not self._session.full, write=bool(self._session.output))
+            session = self._session
+            events = host.events(read=not session.full, write=bool(session.output))
+        if self._channel == (fd, events):
+            return
         if self._channel is not None and self._channel[0] != fd:
             self._unwatch_channel()
-        if fd >= 0 and self._channel != (fd, events):
+        if fd >= 0:
             self._poll.register(fd, events)
             self._channel = (fd, events)
 
@@ -116,42 +154,49 @@ class Front:
             self._poll.unregister(self._channel[0])
             self._channel = None
 
-    def _from_host(self, events: int) -> None:
+    def _from_host(self, events: int, now: float) -> None:
         host = self._host
-        now = time.monotonic()
         if not host.connected:
             host.accept()
-            return
-        if events & select.POLLIN:
-            data = host.read(now)
-            if data:
-                self._session.receive(data, now)
+        elif events & select.POLLIN:
+            self._read(host.read(), now)
         elif events & _HANGUP:
-            host.hung_up(now)
+            host.hung_up()
+            self._read(b"", now)
+
+    def _read(self, data: bytes, now: float) -> None:
+        """These bytes came; when there are none the channel may have changed."""
+        if data:
+            self._session.receive(data, now)
+            return
+        host = self._host
         if not host.connected:
             self._gone()
+        elif host.silent:
+            host.look_at = now + LOOK_AGAIN
+            self._remind(host.look_at)
 
     def _gone(self) -> None:
         """The client was closed, or the device failed."""
+        self._host.lost = False
         self._unwatch_channel()
         self._session.disconnected()
         self._dispatch(time.monotonic())
         if self._host.gone:
             self._ask(wiring.REOPEN[0])
 
-    def _write(self) -> None:
+    def _write(self, now: float) -> None:
         host = self._host
         session = self._session
-        connected = host.connected
         while session.output and host.connected:
             count = host.write(session.output)
             if not count:
                 break
-            session.written(count)
+            session.written(count, now)
         for request in session.delivered:
             self._delivered(request)
         session.delivered.clear()
-        if connected and not host.connected:
+        if host.lost:
             self._gone()
         elif host.ended and session.idle:
             self._unwatch_channel()
@@ -174,18 +219,23 @@ class Front:
                 if link.state == dispatch.DOWN:
                     link.state = dispatch.ASKED
                     self._ask(wiring.START | NUMBER[link.row.name])
-                link.push(now)
-                self._watch_worker(link)
+                self._push(link, now)
+
+    def _push(self, link: dispatch.Link, now: float) -> None:
+        """Give the worker its next request, if it has none and there is one."""
+        link.push(now)
+        if link.deadline is not None:
+            self._remind(link.deadline)
+        self._watch_worker(link)
 
     def _watch_worker(self, link: dispatch.Link) -> None:
-        if link.socket is not None:
-            wanted = select.POLLIN | (select.POLLOUT if link.wants_to_write else 0)
-            self._poll.register(link.socket.fileno(), wanted)
+        wanted = select.POLLIN | select.POLLOUT if link.wants_to_write else select.POLLIN
+        if link.socket is not None and link.watched != wanted:
+            self._poll.register(link.fd, wanted)
+            link.watched = wanted
 
-    def _from_worker(self, link: dispatch.Link, events: int) -> None:
-        now = time.monotonic()
-        assert link.socket is not None
-        fd = link.socket.fileno()
+    def _from_worker(self, link: dispatch.Link, events: int, now: float) -> None:
+        fd = link.fd
         try:
             if events & select.POLLOUT:
                 link.flush()
@@ -197,8 +247,10 @@ class Front:
                     return
                 if reply is not None:
                     self._reply(reply, now)
-                    link.push(now)
-                    self._watch_worker(link)
+                    self._push(link, now)
+                idle_at = link.idle_at()
+                if idle_at is not None:
+                    self._remind(idle_at)
         except EOFError:
             self._lost(link, fd, now)
         except ProtocolViolation as e:
@@ -209,11 +261,14 @@ class Front:
     def _reply(self, reply: tuple[Request, bool, object], now: float) -> None:
         request, ok, value = reply
         if ok:
-            self._session.answered(request, value, now)
+            try:
+                self._session.answered(request, value, now)
+            except (TypeError, ValueError, RecursionError) as e:
+                self._session.failed(request, dispatch.nonsense(request), now)
+                raise ProtocolViolation(f"a value that is none: {type(e).__name__}") from None
         else:
             assert isinstance(value, list)
             self._session.failed(request, CommandError(value[1], value[0]), now)
-        self._dispatch(now)
 
     def _forget(self, fd: int) -> None:
         del self._by_fd[fd]
@@ -267,8 +322,12 @@ class Front:
                     return True
                 socket = wiring.adopt(fd)
                 self._by_fd[fd] = link
-                link.connect(socket, time.monotonic())
-                self._watch_worker(link)
+                now = time.monotonic()
+                link.connect(socket, now)
+                self._push(link, now)
+                idle_at = link.idle_at()
+                if idle_at is not None:
+                    self._remind(idle_at)
             elif tag in (wiring.TAG_UNAVAILABLE, wiring.TAG_UNPRIVILEGED):
                 self._refuse(link, dispatch.unavailable(link.row, tag == wiring.TAG_UNPRIVILEGED))
         return True
@@ -284,6 +343,6 @@ class Front:
         while self._session.output and self._host.connected and time.monotonic() < end:
             count = self._host.write(self._session.output)
             if count:
-                self._session.written(count)
+                self._session.written(count, end)
             else:
                 time.sleep(0.01)

@@ -18,23 +18,30 @@ if TYPE_CHECKING:
 
     from privsep.wiring import Socket
 
-READ_SIZE: Final = 256 * 1024
+READ_SIZE: Final = 256 * 1024  # bytes at a time where much comes
+READ_FIRST: Final = 4 * 1024  # where little does
 LOOK_AGAIN: Final = 0.3  # seconds
 
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 
 
 class HostSide:
-    """One channel.  `fd` is what to poll now, -1 for nothing; `gone` is set when a device failed for good."""
+    """One channel.  `fd` is what to poll now, -1 for nothing; `gone` is set when a device failed for good.
 
-    __slots__ = ("_listener", "_device", "_client", "_ended", "gone", "look_at")
+    `lost` is set when a read or write found the client or device gone; the owner clears it.
+    `silent` is set when a device says that no host has it open; the owner sets `look_at` then."""
+
+    __slots__ = ("_listener", "_device", "_client", "_ended", "_size", "gone", "lost", "look_at", "silent")
 
     def __init__(self) -> None:
         self._listener: Socket | None = None
         self._device = -1
         self._client: Socket | None = None
         self._ended = False  # the client has sent its last byte; it may still read
+        self._size = READ_FIRST  # of the next read
+        self.silent = False
         self.gone = False
+        self.lost = False
         self.look_at: float | None = None  # a device without a host: when to look again
 
     def listen(self, fd: int) -> None:
@@ -47,6 +54,7 @@ class HostSide:
         os.set_blocking(fd, False)
         self._device = fd
         self.gone = False
+        self.silent = False
         self.look_at = None
 
     @property
@@ -85,25 +93,30 @@ class HostSide:
         self._ended = False
         return True
 
-    def read(self, now: float) -> bytes:
-        """What has come; b"" when nothing has, and then `ended`, `gone` or `look_at` may have changed."""
+    def read(self) -> bytes:
+        """What has come; b"" when nothing has, and then `connected`, `ended`, `gone` or `silent` may have changed."""
+        size = self._size
+        self.silent = False
         try:
             if self._client is not None:
-                data: bytes = self._client.recv(READ_SIZE)
+                data: bytes = self._client.recv(size)
                 if not data:
                     self._ended = True
-                return data
-            data = os.read(self._device, READ_SIZE)
-            if not data:
-                self.look_at = now + LOOK_AGAIN
-            return data
+            else:
+                data = os.read(self._device, size)
+                self.silent = not data
         except _NOT_NOW:
             return b""
         except OSError:
             self._lost()
             return b""
+        if len(data) == size:
+            self._size = READ_SIZE
+        elif size != READ_FIRST and len(data) <= READ_FIRST:
+            self._size = READ_FIRST
+        return data
 
-    def write(self, data: bytearray) -> int:
+    def write(self, data: bytes | bytearray) -> int:
         """Bytes that the channel took; 0 when it takes none now."""
         try:
             if self._client is not None:
@@ -116,12 +129,12 @@ class HostSide:
             self._lost()
         return 0
 
-    def hung_up(self, now: float) -> None:
+    def hung_up(self) -> None:
         """poll said POLLHUP or POLLERR: the client is gone in both directions, or no host has the port open."""
         if self._client is not None:
             self.close_client()
         elif self._device >= 0:
-            self.look_at = now + LOOK_AGAIN
+            self.silent = True
 
     def close_client(self) -> None:
         if self._client is not None:
@@ -130,6 +143,7 @@ class HostSide:
         self._ended = False
 
     def _lost(self) -> None:
+        self.lost = True
         if self._client is not None:
             self.close_client()
         elif self._device >= 0:

@@ -84,15 +84,22 @@ def parse_report(text: str) -> Report:
 
 def find(directory: str) -> tuple[str, Report]:
     """The runtime directory and the report of the agent there, or of the only one below it.  Raises NoAgent."""
-    found = [path for path in (directory, *below(directory)) if (Path(path) / "status").is_file()]
-    if not found:
+    reports = {path: report for path in (directory, *below(directory)) if (report := _report(path)) is not None}
+    alive = [path for path, report in reports.items() if _is_alive(report.processes.get("supervisor"))]
+    if not reports:
         raise NoAgent(f"no agent runs: there is no status in {directory}")
-    if len(found) > 1 and found[0] != directory:
-        raise NoAgent(f"several agents run; choose one with --rundir: {' '.join(found)}")
-    report = parse_report((Path(found[0]) / "status").read_text(encoding="utf-8", errors="replace"))
-    if not _is_alive(report.processes.get("supervisor")):
-        raise NoAgent(f"no agent runs: the status in {found[0]} is of one that was killed")
-    return found[0], report
+    if not alive:
+        raise NoAgent(f"no agent runs: the status in {next(iter(reports))} is of one that was killed")
+    if len(alive) > 1 and alive[0] != directory:
+        raise NoAgent(f"several agents run; choose one with --rundir: {' '.join(alive)}")
+    return alive[0], reports[alive[0]]
+
+
+def _report(directory: str) -> Report | None:
+    try:
+        return parse_report((Path(directory) / "status").read_text(encoding="utf-8", errors="replace"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def below(directory: str) -> list[str]:

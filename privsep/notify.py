@@ -17,10 +17,10 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
-        self._address = ("\0" + address[1:] if address.startswith("@") else address) or None
+        self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = None
         self.interval: float | None = None
-        if self._address is not None:
+        if self._address:
             self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
             usec = environ.get("WATCHDOG_USEC", "")
             if usec.isdigit() and int(usec) > 0:

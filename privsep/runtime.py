@@ -8,11 +8,12 @@ worker ends.
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import time
 
-from privsep import frame, wiring
+from privsep import blob, frame, wiring
 from privsep.domains import BY_NAME
 from privsep.fingerprint import fingerprint
 from protocol.commands import Command, verbs_of
@@ -23,21 +24,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-    from typing import Final
+    from typing import Any, Final
 
     from privsep.board import Board
     from privsep.log import Log
     from privsep.wiring import Socket
 
-_BIGGEST_DATAGRAM: Final = frame.DATAGRAM + 1
 _UNWANTED_MS: Final = 10_000
 
 
 class State:
     """A plain namespace for what a worker keeps between requests."""
 
-    def __getattr__(self, name: str) -> object:
-        raise AttributeError(name)
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: object) -> None: ...
 
 
 class Context:
@@ -81,6 +83,20 @@ _TAG_NAMES: Final = {
 }
 
 
+class _Verb:
+    """One of the domain's commands; `handler` is None when policy does not allow it."""
+
+    __slots__ = ("command", "handler", "names", "audited")
+
+    def __init__(self, command: Command, module: ModuleType, allowed: bool) -> None:
+        self.command = command
+        self.handler: Callable[..., object] | None = None
+        if allowed:
+            self.handler = getattr(module, command.name.replace("-", "_"))
+        self.names = {a.name: a.name.replace("-", "_") for a in command.args}
+        self.audited = not command.polled
+
+
 class Worker:
     """The loop of one domain; `module` is `workers.<domain>`."""
 
@@ -88,14 +104,14 @@ class Worker:
         self._domain = domain
         self._module = module
         self._context = context
-        self._verbs = verbs_of(domain)
-        self._handlers: dict[str, Callable[..., object]] = {
-            c.name: getattr(module, c.name.replace("-", "_")) for c in self._verbs if c.name in allowed
-        }
+        self._verbs = tuple([_Verb(c, module, c.name in allowed) for c in verbs_of(domain)])
         self._front: Socket | None = None
+        self._front_fd = -1
         self._assembler = frame.Assembler()
         self._greeted = False
         self._unconfirmed: dict[int, Command] = {}
+        self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
+        self._view = memoryview(self._buffer)
 
     def run(self) -> None:
         """Until the supervisor or, when no state is held, the front has gone."""
@@ -106,41 +122,49 @@ class Worker:
         watch = getattr(self._module, "watch", None)
         poll = select.poll()
         poll.register(control, select.POLLIN)
+        watched: dict[int, Callable[[Context], None]] = {}
         polled: set[int] = set()
+        front = -1
         while True:
-            watched = watch(context) if watch is not None else {}
-            wanted = set(watched)
-            if self._front is not None:
-                wanted.add(self._front.fileno())
-            for fd in polled - wanted:
-                poll.unregister(fd)
-            for fd in wanted - polled:
-                poll.register(fd, select.POLLIN)
-            polled = wanted
+            if watch is not None:
+                watched = watch(context)
+            if front != self._front_fd or (watch is not None and len(polled) != len(watched) + (front >= 0)) or not (
+                polled >= watched.keys()
+            ):
+                front = self._front_fd
+                wanted = {front, *watched} - {-1}
+                for fd in polled - wanted:
+                    poll.unregister(fd)
+                for fd in wanted - polled:
+                    poll.register(fd, select.POLLIN)
+                polled = wanted
             # Without a front and without state there is nothing to stay for; a front that was restarted comes back at once.
-            unwanted = self._front is None and BY_NAME[self._domain].channel == "front" and not self._holds()
+            unwanted = front < 0 and BY_NAME[self._domain].channel == "front" and not self._holds()
             events = poll.poll(_UNWANTED_MS if unwanted else None)
             if unwanted and not events:
                 return
             for fd, _ in events:
-                if fd == control:
-                    assert context.control is not None
-                    if not self._from_supervisor(*wiring.receive_fd(context.control)):
-                        return
-                elif self._front is not None and fd == self._front.fileno():
-                    if not self._from_front():
-                        polled.discard(fd)
-                        poll.unregister(fd)
-                        self._front.close()
-                        self._front = None
+                if fd == front:
+                    if fd == self._front_fd and not self._from_front():
+                        self._let_go()
                         if not self._holds():
                             return
+                elif fd == control:
+                    if not self._from_supervisor(*wiring.receive_fd(context.control)):
+                        return
                 elif fd in watched:
                     watched[fd](context)
             while context.deferred:
                 if not self._from_supervisor(*context.deferred.pop(0)):
                     return
             context.log.flush()
+
+    def _let_go(self) -> None:
+        """Of the front."""
+        if self._front is not None:
+            self._front.close()
+            self._front = None
+            self._front_fd = -1
 
     def _optional(self, name: str, *args: object) -> object:
         function = getattr(self._module, name, None)
@@ -163,9 +187,9 @@ class Worker:
         if fd is None:
             return True
         if data[:1] == wiring.TAG_CHANNEL:
-            if self._front is not None:
-                self._front.close()
+            self._let_go()
             self._front = wiring.adopt(fd)
+            self._front_fd = fd
             self._assembler = frame.Assembler()
             self._greeted = False
             self._unconfirmed.clear()
@@ -178,20 +202,19 @@ class Worker:
         """False when the front is gone."""
         assert self._front is not None
         try:
-            data = self._front.recv(_BIGGEST_DATAGRAM)
+            size = self._front.recv_into(self._buffer)
         except OSError:
             return False
-        if not data:
+        if not size:
             return False
-        value = self._assembler.feed(data)
-        if value is not None:
-            self._request(value)
-        return True
+        value = self._assembler.feed(self._view[:size])
+        return value is None or self._request(value)
 
-    def _request(self, value: object) -> None:
-        if type(value) is not list or len(value) != 3:
+    def _request(self, value: object) -> bool:
+        """False when the front is gone."""
+        if type(value) is not list or not 3 <= len(value) <= 4:
             raise ProtocolViolation("not a request")
-        number, verb, arguments = value
+        number, verb, arguments = value[:3]
         if type(number) is not int or type(verb) is not int or type(arguments) is not dict:
             raise ProtocolViolation("not a request")
         if not self._greeted:
@@ -199,29 +222,56 @@ class Worker:
                 raise ProtocolViolation("no hello")
             self._greeted = arguments.get("tables") == fingerprint()
             self._reply(number, self._greeted, True if self._greeted else ["GenericError", "restart needed"])
+        elif 0 <= verb < len(self._verbs):
+            if len(value) == 4:
+                return self._with_bulk(number, self._verbs[verb], arguments, value[3])
+            self._execute(number, self._verbs[verb], arguments)
         elif verb == frame.IDLE:
             self._reply(number, True, not self._holds())
         elif verb == frame.DELIVERED:
             command = self._unconfirmed.pop(arguments.get("id", -1), None)
             if command is not None:
                 self._optional("delivered", command.name)
-        elif 0 <= verb < len(self._verbs):
-            self._execute(number, self._verbs[verb], arguments)
         else:
             raise ProtocolViolation("unknown verb")
+        return True
 
-    def _execute(self, number: int, command: Command, arguments: dict[str, object]) -> None:
+    def _with_bulk(self, number: int, verb: _Verb, arguments: dict[str, object], announced: object) -> bool:
+        """A request whose large argument follows.  It is here, and the front's no more, before anybody looks at it."""
+        assert self._front is not None
+        member, size = frame.bulk_of(announced)
+        if member != verb.command.takes or member in arguments:
+            raise ProtocolViolation("bulk data that the command does not take")
+        with mmap.mmap(-1, size) as page, memoryview(page) as text:
+            try:
+                if not frame.receive_bulk(self._front, text):
+                    return False
+            except OSError:
+                return False
+            self._execute(number, verb, arguments, text)
+        return True
+
+    def _execute(
+        self, number: int, verb: _Verb, arguments: dict[str, object], bulk: memoryview | None = None
+    ) -> None:
+        command = verb.command
         log = self._context.log
-        begun = time.monotonic()
-        audited = not command.polled
-        if audited:
+        begun = 0.0
+        if verb.audited:
+            begun = time.monotonic()
             log.info(f"begin {number} {command.name}")
+        value: object
         try:
-            handler = self._handlers.get(command.name)
+            handler = verb.handler
             if handler is None:
                 raise CommandError.disabled(command.name)
+            if bulk is not None:
+                arguments[command.takes] = ""  # it is text; what is in it is the handler's to judge
             checked = check_arguments(command.args, arguments)
-            ok, value = True, handler(self._context, **{k.replace("-", "_"): v for k, v in checked.items()})
+            if bulk is not None:
+                checked[command.takes] = bulk
+            names = verb.names
+            ok, value = True, handler(self._context, **{names[k]: v for k, v in checked.items()})
         except CommandError as e:
             ok, value = False, [e.kind, e.desc]
         except Exception as e:  # a bug: told without the values, which may be secret
@@ -230,11 +280,17 @@ class Worker:
                 place = place.tb_next
             where = f"{os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}" if place else "?"
             log.error(f"{command.name}: {type(e).__name__} at {where}")
-            ok, value = False, ["GenericError", f"{command.name} failed inside the agent ({type(e).__name__} at {where})"]
+            ok, value = (
+                False,
+                ["GenericError", f"{command.name} failed inside the agent ({type(e).__name__} at {where})"],
+            )
         if command.confirm:
             self._unconfirmed[number] = command
-        self._reply(number, ok, value)
-        if audited:
+        if ok and command.gives:
+            self._reply_bulk(number, command, value)
+        else:
+            self._reply(number, ok, value)
+        if verb.audited:
             took = (time.monotonic() - begun) * 1000
             log.info(f"end {number} {command.name} {'ok' if ok else 'error'} {took:.1f} ms")
 
@@ -245,3 +301,30 @@ class Worker:
                 self._front.send(part)
         except OSError:
             pass  # the front is gone; the end of file that follows says so
+
+    def _reply_bulk(self, number: int, command: Command, value: object) -> None:
+        """A reply whose bulk members, raw bytes until here, go into a memfd when they are large."""
+        assert self._front is not None and isinstance(value, dict)
+        members = [name for name in command.gives if name in value]
+        made: blob.Sealed | None = None
+        if len(members) == 1 and isinstance(value[members[0]], blob.Sealed):
+            made = value[members[0]]
+            value[members[0]] = made.size
+        elif sum(len(value[name]) for name in members) > frame.INLINE:
+            try:
+                made = blob.of([value[name] for name in members])
+            except OSError as e:
+                self._reply(number, False, ["GenericError", f"no memory for the reply: {e.strerror}"])
+                return
+            for name in members:
+                value[name] = len(value[name])
+        if made is None:
+            self._reply(number, True, value)
+            return
+        try:
+            (part,) = frame.encode([number, True, value, members])
+            wiring.send_fd(self._front, part, made.fd)
+        except OSError:
+            pass
+        finally:
+            os.close(made.fd)

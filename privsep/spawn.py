@@ -32,7 +32,9 @@ def above(fd: int) -> int:
 
 def environment(environ: dict[str, str], *, programs: bool) -> dict[str, str]:
     if programs:
-        return {k: v for k, v in environ.items() if k not in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET")}
+        return {
+            k: v for k, v in environ.items() if k not in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
+        }
     return {k: environ[k] for k in _KEPT if k in environ}
 
 

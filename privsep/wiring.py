@@ -12,8 +12,10 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket as Socket
-    from typing import Final
+    from socket import socket
+    from typing import Final, TypeAlias
+
+    Socket: TypeAlias = socket
 else:
     Socket = _socket.socket
 

@@ -37,9 +37,13 @@ class Command:
     limit     seconds until a worker that does not answer is killed and the request fails; 0: never
     confirm   the worker is told when the reply was written to the host (it keeps state that hangs on it)
     polled    hosts ask it all the time: counted, not logged line by line
+    takes     the argument that is bulk data, "" if there is none
+    gives     the members of the result that are bulk data
     """
 
-    __slots__ = ("name", "domain", "args", "returns", "since", "frozen", "replies", "limit", "confirm", "polled")
+    __slots__ = (
+        "name", "domain", "args", "returns", "since", "frozen", "replies", "limit", "confirm", "polled", "takes", "gives",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -64,6 +68,8 @@ class Command:
         self.limit = limit
         self.confirm = confirm
         self.polled = polled
+        self.takes = next((a.name for a in args if a.bulk), "")
+        self.gives = tuple([m.name for m in returns.members if m.bulk]) if type(returns) is Struct else ()
 
 
 def _opt(name: str, type: object) -> Arg:
@@ -248,8 +254,8 @@ _EXEC_STATUS: Final = Struct(
     Arg("exited", "bool"),
     _opt("exitcode", "int"),
     _opt("signal", "int"),
-    _opt("out-data", "str"),
-    _opt("err-data", "str"),
+    Arg("out-data", "str", optional=True, bulk=True),
+    Arg("err-data", "str", optional=True, bulk=True),
     _opt("out-truncated", "bool"),
     _opt("err-truncated", "bool"),
 )
@@ -265,10 +271,11 @@ COMMANDS: Final = (
     Command("guest-shutdown", "power", _opt("mode", "str"), since="0.15", replies=False, limit=120.0),
     Command("guest-file-open", "file", Arg("path", "str"), _opt("mode", "str"), returns="int", since="0.15"),
     Command("guest-file-close", "file", Arg("handle", "int"), since="0.15", limit=120.0),
-    Command("guest-file-read", "file", Arg("handle", "int"), _opt("count", "int"), since="0.15", limit=120.0,
-            returns=Struct("GuestFileRead", Arg("count", "int"), Arg("buf-b64", "str", secret=True), Arg("eof", "bool"))),
-    Command("guest-file-write", "file", Arg("handle", "int"), Arg("buf-b64", "str", secret=True), _opt("count", "int"),
-            returns=Struct("GuestFileWrite", Arg("count", "int"), Arg("eof", "bool")), since="0.15", limit=120.0),
+    Command("guest-file-read", "file", Arg("handle", "int"), _opt("count", "int"), since="0.15", limit=120.0, polled=True,
+            returns=Struct("GuestFileRead", Arg("count", "int"), Arg("buf-b64", "str", secret=True, bulk=True), Arg("eof", "bool"))),
+    Command("guest-file-write", "file", Arg("handle", "int"), Arg("buf-b64", "str", secret=True, bulk=True), _opt("count", "int"),
+            returns=Struct("GuestFileWrite", Arg("count", "int"), Arg("eof", "bool")), since="0.15", limit=120.0,
+            polled=True),
     Command("guest-file-seek", "file", Arg("handle", "int"), Arg("offset", "int"), Arg("whence", _WHENCE), since="0.15",
             returns=Struct("GuestFileSeek", Arg("position", "int"), Arg("eof", "bool"))),
     Command("guest-file-flush", "file", Arg("handle", "int"), since="0.15", limit=120.0),
@@ -296,7 +303,7 @@ COMMANDS: Final = (
             since="2.3", polled=True),
     Command("guest-exec-status", "exec", Arg("pid", "int"), returns=_EXEC_STATUS, since="2.5", polled=True),
     Command("guest-exec", "exec", Arg("path", "str"), _opt("arg", ListOf("str")), _opt("env", ListOf("str")),
-            Arg("input-data", "str", optional=True, secret=True), _opt("capture-output", _CAPTURE),
+            Arg("input-data", "str", optional=True, secret=True, bulk=True), _opt("capture-output", _CAPTURE),
             returns=Struct("GuestExec", Arg("pid", "int")), since="2.5"),
     Command("guest-get-host-name", "front", returns=Struct("GuestHostName", Arg("host-name", "str")), since="2.10",
             polled=True),

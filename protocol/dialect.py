@@ -68,6 +68,7 @@ _RECOVERY: Final = 5  # after a stray byte
 _FLOOD: Final = 6  # after too many errors
 
 _LF, _OPEN = b"\n{"
+_RESETS: Final = bytes((RESET, RESET + 1))
 _QUOTE, _APOSTROPHE = b"\"'"
 _BRACES: Final = {0x7B: 1, 0x7D: -1}
 _BRACKETS: Final = {0x5B: 1, 0x5D: -1}
@@ -129,6 +130,11 @@ class Parser:
         self._size = 0  # their bytes
         self._braces = self._brackets = 0  # open
 
+    @property
+    def resting(self) -> bool:
+        """Between requests, and as patient as at the start: the same bytes will make the same events again."""
+        return self._state == _BETWEEN and not self._text and self._left == PATIENCE
+
     def feed(self, data: bytes) -> list[Value | ParseError]:
         """What these bytes complete, in order."""
         events: list[Value | ParseError] = []
@@ -136,13 +142,14 @@ class Parser:
         self._walk_to = pos = 0
         end = len(data)
         text: str | None = None
-        looked_to = -1  # up to where plain requests were looked for
+        looked_to = -1  # up to where plain requests were looked for, -1: nowhere yet
         while pos < end:
             if self._state == _BETWEEN and not self._text:
-                if looked_to < 0 and data.isascii():
-                    text = plain.text_of(data)
+                if looked_to < 0:
+                    looked_to = 0
+                    if data.isascii():
+                        text = plain.text_of(data)
                 if text is not None:
-                    looked_to = end
                     pos = self._plain(text, pos)
                     if pos == end:
                         break
@@ -156,7 +163,7 @@ class Parser:
                             pos += taken if line.isascii() else len(line[:taken].encode())
                             continue
             if data[pos] >= RESET:
-                looked_to = 0  # a host that resets the parser sends a plain request next
+                looked_to = min(looked_to, 0)  # a host that resets the parser sends a plain request next
             pos = _STEPS[self._state](self, data, pos, end)
         self._events = []
         return events
@@ -363,11 +370,17 @@ class Parser:
     def _stray(self, data: bytes, pos: int) -> int:
         """data[pos] fits no token: the request is dropped."""
         c = data[pos]
-        token = self._text[self._token : self._token + STRAY_LIMIT] + data[pos : pos + 1]
+        answered = self._left > 0
         self._state = _RECOVERY
-        self._fail("JSON parse error, stray '" + lenient(bytes(token.partition(b"\0")[0])) + "'" if self._left else "")
+        if answered:
+            token = self._text[self._token : self._token + STRAY_LIMIT] + data[pos : pos + 1]
+            self._fail("JSON parse error, stray '" + lenient(bytes(token.partition(b"\0")[0])) + "'")
+        else:
+            self._fail("")
         if c >= RESET:
             self._state = _RECOVERY
+            if not answered:
+                return run(data, pos, _RESETS)
         elif c == _LF and not self._left:
             self._left, self._state = 1, _RECOVERY
         return pos + 1

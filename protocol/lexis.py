@@ -5,6 +5,8 @@ From the tables of qobject/json-lexer.c.  A table here is 256 bytes long: `bytes
 
 from __future__ import annotations
 
+from protocol import base64
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -123,6 +125,14 @@ def mask(part: bytes, quote: int) -> bytes:
 
 def string_stop(masked: bytes, quote: int) -> int:
     """The place of the first byte that ends a string or must not be in it, -1 if there is none."""
-    if len(masked) > 4096 and not any(map(masked.__contains__, _STRING_STOP_LIST[quote])):
-        return -1  # two dozen memchr are quicker than one table
+    if len(masked) > 4096:
+        groups = len(masked) & ~3
+        if base64.is_base64(masked if groups == len(masked) else masked[:groups]):
+            masked = masked[groups:]
+        elif not any(map(masked.__contains__, _STRING_STOP_LIST[quote])):
+            return -1  # three dozen memchr are quicker than one table
+        else:
+            groups = 0
+        hit = masked.translate(_STRING_STOPS[quote]).find(1)
+        return hit if hit < 0 else groups + hit
     return masked.translate(_STRING_STOPS[quote]).find(1)

@@ -44,15 +44,20 @@ class ListOf:
 
 
 class Arg:
-    """One member of an object: its name, type, whether it may be absent, and whether its value is a secret."""
+    """One member of an object: its name, type, whether it may be absent, and whether its value is a secret.
 
-    __slots__ = ("name", "type", "optional", "secret")
+    `bulk`: base64 of any number of bytes, which the processes hand over beside the frame (privsep/frame.py)."""
 
-    def __init__(self, name: str, type: object, *, optional: bool = False, secret: bool = False) -> None:
+    __slots__ = ("name", "type", "optional", "secret", "bulk")
+
+    def __init__(
+        self, name: str, type: object, *, optional: bool = False, secret: bool = False, bulk: bool = False
+    ) -> None:
         self.name = name
         self.type = type
         self.optional = optional
         self.secret = secret
+        self.bulk = bulk
 
 
 class Struct:

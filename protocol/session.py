@@ -14,6 +14,9 @@ and comes back with `answered` or `failed`.  No clock, no sockets, no logging in
   domain, or `guest-fsfreeze-status`, which waits in the fs worker's own queue) goes on.
 * While frozen (the board says so) only the rows with `frozen` are allowed, whatever the policy says of them, as in
   qemu-ga: a blocked guest-ping works while frozen and is blocked again after.
+* A reply with bulk data is written piece by piece, as `output` empties; nothing else is answered or overtakes meanwhile.
+* A request that came alone to an idle session, and whose reply hangs on nothing but its bytes, is remembered by them with
+  its reply (`quick`): ping, info, time, host name, and syncs but for their number.
 * Replies that were written to the host are reported back for rows with `confirm`: `written` takes the number of bytes that
   the channel took and says which calls' replies are out.
 
@@ -25,16 +28,26 @@ from __future__ import annotations
 
 import time
 
-from protocol import wire
+from protocol import base64, wire
 from protocol.commands import BY_NAME, COMMANDS, Command
-from protocol.dialect import ParseError, Parser
+from protocol.dialect import ParseError, Parser, Value
 from protocol.errors import CommandError
 from protocol.schema import check_arguments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
+    from typing import Final, Protocol
+
+    class Payload(Protocol):
+        """Bulk data of a reply."""
+
+        size: int
+
+        def read(self, offset: int, count: int) -> bytes: ...
+        def close(self) -> None: ...
+
+    Answer = bytes | Callable[[], bytes]
 
 SYNC_PATIENCE: Final = 0.025  # seconds
 QUEUE_LIMIT: Final = 1024  # requests waiting; the owner stops reading beyond
@@ -42,6 +55,11 @@ OUTPUT_LIMIT: Final = 1 << 20  # bytes not yet taken by the channel; the owner s
 
 FROZEN_REASON: Final = "the agent is in frozen state"
 _SYNCS: Final = ("guest-sync", "guest-sync-delimited")
+
+_STREAM_AHEAD: Final = 1 << 18  # bytes of a bulk reply in `output` while more of it is to come
+_REMEMBERED: Final = 16  # requests whose replies are remembered
+_SHORT: Final = 128  # bytes of such a request, at most
+_DIGITS: Final = 18  # of a sync's number, at most: those that are surely an int64
 
 
 class Request:
@@ -68,6 +86,8 @@ class Session:
     version   guest-info's version
     refusal   why a command that is not allowed is refused: what stands after "has been disabled: "
     host_name, clock_ns  what guest-get-host-name and guest-get-time answer
+
+    `sync_at` is when `advance` should be called, None when nothing is due.
     """
 
     def __init__(
@@ -91,10 +111,15 @@ class Session:
         self._clock_ns = clock_ns
         self._parser = Parser()
         self._queue: list[Request] = []
-        self._sync_at: float | None = None  # when the first sync in the queue may overtake
+        self.sync_at: float | None = None  # when the first sync in the queue may overtake
         self._info: dict[bool, bytes] = {}
         self._unconfirmed: list[tuple[int, Request]] = []  # (position in the output stream, request)
         self._position = 0  # bytes of output ever made, less those in `output`
+        self._stream: list[bytes | Payload] = []  # what is still to be written of the first request's reply
+        self._streamed = 0  # bytes of its first element that were
+        self._resting = True  # the parser is between requests, as at the start
+        self._known: dict[bytes, Answer] = {}  # whole requests
+        self._syncs: dict[bytes, tuple[bytes, bytes]] = {}  # syncs without their number: their replies without it
 
     # -- what the owner calls
 
@@ -108,22 +133,44 @@ class Session:
         """Nothing is waiting to be answered or written."""
         return not self._queue and not self.output
 
-    def wait(self, now: float) -> float | None:
-        """Seconds until `advance` should be called, None when nothing is due."""
-        return None if self._sync_at is None else max(0.0, self._sync_at - now)
+    def quick(self, data: bytes) -> bytes | None:
+        """The reply, if `data` is a request that was remembered and nothing stands before it; None: `receive` it.
+
+        The caller writes it; what the channel does not take goes into `output`."""
+        if self._queue or self.output or not self._resting or self._frozen():
+            return None
+        answer = self._known.get(data)
+        if answer is not None:
+            return answer if type(answer) is bytes else answer()  # type: ignore[operator]
+        if len(data) <= _SHORT and self._syncs:
+            at = data.rfind(b":") + 1
+            end = data.find(b"}", at)
+            digits = data[at:end].lstrip(b" ")
+            if _is_number(digits):
+                around = self._syncs.get(data[:at] + data[end:])
+                if around is not None:
+                    return digits.join(around)
+        return None
 
     def receive(self, data: bytes, now: float) -> None:
-        for event in self._parser.feed(data):
+        alone = not self._queue and not self.output and self._resting and not self._frozen()
+        events = self._parser.feed(data)
+        self._resting = self._parser.resting
+        for event in events:
             if isinstance(event, ParseError):
                 request = Request()
                 request.error = CommandError(event.desc)
             else:
                 request = self._read(event.value)
             self._queue.append(request)
+        if alone and self._resting and len(data) <= _SHORT and len(self._known) + len(self._syncs) < _REMEMBERED:
+            self._remember(data, events)
         self.advance(now)
 
     def advance(self, now: float) -> None:
         """Answer what can be answered, call what is to be called, let a sync overtake when its time has come."""
+        if self._stream:
+            return
         queue = self._queue
         while queue:
             head = queue[0]
@@ -135,25 +182,44 @@ class Session:
             self._start(head)
             if head.called:
                 queue.insert(0, head)
-        self._sync_at = None
+        self.sync_at = None
 
     def answered(self, request: Request, value: object, now: float) -> None:
-        """The worker's answer.  A muted request's is dropped."""
-        if not request.muted:
-            command = request.command
-            if command is not None and command.replies:
-                self._write(wire.success(value, *self._id_of(request)))
-            self._finished(request, now)
+        """The worker's answer.  A muted request's is dropped.
+
+        Raises TypeError or ValueError when the value is none that a reply can have: the worker is broken or hostile."""
+        command = request.command
+        assert command is not None
+        gives = command.gives
+        if request.muted:
+            if gives:
+                _close_all(value)
+            return
+        if gives and type(value) is dict:
+            try:
+                pieces = wire.with_bulk(value, gives, *self._id_of(request))
+            except (TypeError, ValueError):
+                _close_all(value)
+                raise
+            if pieces is not None:
+                self._stream, self._streamed = pieces, 0
+                self._pour(now)
+                return
+        if command.replies:
+            self._write(wire.success(value, *self._id_of(request)))
+        self._finished(request, now)
 
     def failed(self, request: Request, error: CommandError, now: float) -> None:
         if not request.muted:
             self._write(wire.failure(error.kind, error.desc, *self._id_of(request)))
             self._finished(request, now)
 
-    def written(self, count: int) -> None:
+    def written(self, count: int, now: float | None = None) -> None:
         """The channel took so many bytes of `output`; `delivered` gets the requests whose replies are now out."""
         del self.output[:count]
         self._position += count
+        if self._stream:
+            self._pour(time.monotonic() if now is None else now)
         while self._unconfirmed and self._unconfirmed[0][0] <= self._position:
             self.delivered.append(self._unconfirmed.pop(0)[1])
 
@@ -163,13 +229,64 @@ class Session:
             request.muted = True
             if not request.called:
                 self._start(request)
+        for piece in self._stream:
+            if type(piece) is not bytes:
+                piece.close()  # type: ignore[union-attr]
+        self._stream = []
         self._queue.clear()
-        self._sync_at = None
+        self.sync_at = None
         self._position += len(self.output)
         self.output.clear()
         self._unconfirmed.clear()
 
     # -- inside
+
+    def _pour(self, now: float) -> None:
+        """Fill `output` up from the reply that is being written; at its end the first request is finished."""
+        output, stream = self.output, self._stream
+        while stream and len(output) < _STREAM_AHEAD:
+            piece = stream[0]
+            if type(piece) is bytes:
+                output += piece
+            else:
+                part = piece.read(self._streamed, min(base64.PIECE, piece.size - self._streamed))  # type: ignore[union-attr]
+                output += base64.encode(part)
+                self._streamed += len(part)
+                if self._streamed < piece.size:  # type: ignore[union-attr]
+                    continue
+                piece.close()  # type: ignore[union-attr]
+                self._streamed = 0
+            del stream[0]
+        if not stream:
+            self._finished(self._queue[0], now)
+
+    def _remember(self, data: bytes, events: list[Value | ParseError]) -> None:
+        """`data` alone made these events, and its request is about to be answered at once: keep the answer if it hangs on
+        nothing else."""
+        request = self._queue[-1] if self._queue else None
+        if request is None or request.command is None or request.error is not None or request.has_id:
+            return
+        name = request.command.name
+        if name not in self._allowed or any(isinstance(event, Value) for event in events[:-1]):
+            return
+        if name in _SYNCS:
+            number = request.arguments.get("id")
+            at = data.rfind(b":") + 1
+            end = data.find(b"}", at)
+            if len(request.arguments) == 1 and type(number) is int and data[at:end].lstrip(b" ") == b"%d" % number:
+                # An error before it is one about the reset byte: hosts send one, and the peer complains.
+                if data.lstrip(b"\xff")[:1] != b"{" or not _is_number(b"%d" % number):
+                    return
+                before = b"".join(self._line(event) for event in events[:-1])
+                after = wire.success(0)
+                line = wire.delimited(after) if name == "guest-sync-delimited" else after
+                head, _, tail = line.rpartition(b"0")
+                self._syncs[data[:at] + data[end:]] = (before + head, tail)
+        elif len(events) == 1 and not request.arguments:
+            if name in ("guest-ping", "guest-info"):
+                self._known[data] = self._own(request)
+            elif name in ("guest-get-time", "guest-get-host-name"):
+                self._known[data] = lambda: self._own(request)
 
     def _read(self, value: object) -> Request:
         request = Request()
@@ -254,11 +371,11 @@ class Session:
         and started, and the sync is the new head."""
         place = next((i for i, r in enumerate(self._queue) if r.command is not None and r.command.name in _SYNCS), None)
         if place is None:
-            self._sync_at = None
+            self.sync_at = None
             return False
-        if self._sync_at is None:
-            self._sync_at = now + SYNC_PATIENCE
-        if now < self._sync_at:
+        if self.sync_at is None:
+            self.sync_at = now + SYNC_PATIENCE
+        if now < self.sync_at:
             return False
         passed = self._queue[:place]
         del self._queue[:place]
@@ -266,7 +383,7 @@ class Session:
             request.muted = True
             if not request.called:
                 self._start(request)
-        self._sync_at = None
+        self.sync_at = None
         return True
 
     def _finished(self, request: Request, now: float) -> None:
@@ -275,12 +392,30 @@ class Session:
         del self._queue[0]
         if request.command is not None and request.command.confirm:
             self._unconfirmed.append((self._position + len(self.output), request))
-        self._sync_at = None
+        self.sync_at = None
         self.advance(now)
 
     def _write(self, line: bytes) -> None:
         self.output += line
 
     @staticmethod
+    def _line(event: Value | ParseError) -> bytes:
+        assert isinstance(event, ParseError)
+        return wire.failure("GenericError", event.desc)
+
+    @staticmethod
     def _id_of(request: Request) -> tuple[object, ...]:
         return (request.id,) if request.has_id else ()
+
+
+def _is_number(digits: bytes) -> bool:
+    """As JSON writes a number that is not negative, and surely an int64."""
+    return digits.isdigit() and len(digits) <= _DIGITS and (digits[0] != 0x30 or len(digits) == 1)
+
+
+def _close_all(value: object) -> None:
+    """What a reply that nobody wants has of bulk data."""
+    if type(value) is dict:
+        for member in value.values():
+            if hasattr(member, "close"):
+                member.close()

@@ -1,8 +1,8 @@
 """Requests' envelopes and response lines, byte for byte as qemu-ga has them.
 
 A response is one line of ASCII: `, ` and `: ` as separators, \\uXXXX in upper case for what is not printable ASCII,
-doubles with 17 significant digits, infinity as the bare word `inf` (which is not JSON, but the peer's).  `return` stands
-before `id`, `id` before `error`, `class` before `desc`: the peer's order is that of a hash table, but a fixed one.
+doubles with 17 significant digits, infinity as the bare word `inf` (which is not JSON, but the peer's).  `return`
+stands before `id`, `id` before `error`, `class` before `desc`: the peer's order is a hash table's, but a fixed one.
 
 `_json`, the C half of the json package, writes most values; what it writes in other words (doubles, the case of
 hexadecimal digits, DEL, noncharacters) or cannot write (deep nesting) is written here.  What is no JSON value raises
@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from _json import encode_basestring_ascii, make_encoder
 
+from protocol import base64
 from protocol.errors import CommandError
 from protocol.text import repair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Protocol
+
+    from protocol.session import Payload
 
     class Envelope(Protocol):
         """What a request's id is put into."""
@@ -164,6 +167,32 @@ def success(value: object, id: object = ABSENT) -> bytes:
     return b'{"return": ' + encode(value) + b', "id": ' + encode(id) + b"}\n"
 
 
+def with_bulk(value: dict[str, object], bulk: tuple[str, ...], id: object = ABSENT) -> list[bytes | Payload] | None:
+    """The line for a command that succeeded, in pieces: text, and between its parts what is to be written as base64.
+
+    Those are the members named in `bulk`, bytes or a Payload; small ones are part of the text.  None when the value
+    has none of them.  Raises TypeError and ValueError for other types."""
+    if not any(name in value for name in bulk):
+        return None
+    pieces: list[bytes | Payload] = []
+    text = b'{"return": {'
+    for name, member in value.items():
+        if text[-1:] != b"{":
+            text += b", "
+        text += _string(name).encode("ascii") + b": "
+        if name not in bulk:
+            text += encode(member)
+        elif type(member) is bytes:
+            text += b'"' + base64.encode(member) + b'"'
+        elif hasattr(member, "read"):
+            pieces += (text + b'"', member)
+            text = b'"'
+        else:
+            raise TypeError("bulk data of another type")
+    pieces.append(text + (b"}}\n" if id is ABSENT else b'}, "id": ' + encode(id) + b"}\n"))
+    return pieces
+
+
 def failure(kind: str, desc: str, id: object = ABSENT) -> bytes:
     """The line for one that failed."""
     error = f'"error": {{"class": {_string(kind)}, "desc": {_string(desc)}}}}}\n'.encode("ascii")
@@ -178,7 +207,7 @@ def delimited(line: bytes) -> bytes:
 
 
 def _bucket(name: str) -> int:
-    """Where QEMU's hash table (qobject/qdict.c) has a member: its loops see members in this order."""
+    """Where QEMU's hash table (qobject/qdict.c) has a member.  Its loops go from bucket to bucket, latest member first."""
     data = name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
     value = 0x238F13AF * len(data)
     for i, c in enumerate(data):
@@ -203,7 +232,9 @@ def read_request(value: object, envelope: Envelope) -> tuple[str, dict[str, obje
             return name, arguments
         if arguments is ABSENT:
             return name, {}
-    for member in sorted(value, key=_bucket):
+    members = list(reversed(value))
+    members.sort(key=_bucket)
+    for member in members:
         if member == "execute":
             if type(name) is not str:
                 raise CommandError("QMP input member 'execute' must be a string")

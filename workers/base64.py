@@ -1,4 +1,4 @@
-"""base64 as the peer reads and writes it.
+"""base64 as the peer reads it.  (What is written leaves a worker as it is; the front makes it base64.)
 
 What the peer accepts is looser than RFC 4648: after a check that the text has nothing but the alphabet, `=` and newlines
 (qemu's util/base64.c), GLib's g_base64_decode takes it in groups of four.  Newlines are passed over, an incomplete last group
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 try:
     from pybase64 import b64decode as _simd_decode
-    from pybase64 import b64encode_as_string as _simd_encode
 except ImportError:
     SIMD = False
 else:
@@ -33,22 +32,16 @@ _IS_NO_PAD: Final = bytes(0 if c == ord("=") else 1 for c in range(256))
 _SLICE: Final = 1 << 20  # characters decoded at a time in the lenient way, a multiple of four: bounds its memory
 
 
-def encode(data: bytes | bytearray) -> str:
-    """The base64 text of `data`, padded, without newlines."""
-    if SIMD:
-        text: str = _simd_encode(data)
-        return text
-    return binascii.b2a_base64(data, newline=False).decode("ascii")
+def decode(text: str | memoryview) -> bytes:
+    """The bytes that the peer makes of `text`, which may be large and ASCII in memory of somebody's.
 
-
-def decode(text: str) -> bytes:
-    """The bytes that the peer makes of `text`.  Raises CommandError for a character that has no place in base64."""
+    Raises CommandError for a character that has no place in base64."""
     try:
         return _strict(text)
     except ValueError:  # binascii.Error is one, and what is raised for characters beyond ASCII
         pass
     try:
-        raw = text.encode("ascii")
+        raw = text.encode("ascii") if isinstance(text, str) else bytes(text)
     except UnicodeEncodeError:
         raw = b"\0"
     if raw.translate(None, _VALID):
@@ -63,12 +56,12 @@ def decode(text: str) -> bytes:
     return b"".join(_lenient(raw[i : min(i + _SLICE, end)]) for i in range(0, end, _SLICE))
 
 
-def _strict(text: str | bytes) -> bytes:
+def _strict(text: str | bytes | memoryview) -> bytes:
     """Raises ValueError for anything that is not canonical."""
     if SIMD:
         data: bytes = _simd_decode(text, validate=True)
         return data
-    raw = text.encode("ascii") if isinstance(text, str) else text
+    raw = text.encode("ascii") if isinstance(text, str) else bytes(text)
     # The standard library's strict mode passes over padding after a whole group.
     if len(raw) % 4 or raw.find(b"=", 0, max(len(raw) - 2, 0)) >= 0:
         raise ValueError("not canonical")

@@ -14,7 +14,7 @@ import _signal
 import os
 
 from protocol.errors import CommandError
-from workers.base64 import decode, encode
+from workers.base64 import decode
 from workers.children import Child, Children
 from workers.launch import Account, launch
 
@@ -90,7 +90,7 @@ def guest_exec(
     path: str,
     arg: list[str] | None = None,
     env: list[str] | None = None,
-    input_data: str | None = None,
+    input_data: str | memoryview | None = None,
     capture_output: bool | str = False,
 ) -> dict[str, object]:
     """Starts a program and does not wait for it."""
@@ -156,7 +156,7 @@ def guest_exec_status(ctx: Context, pid: int) -> dict[str, object]:
     for name, stream in (("out", child.out), ("err", child.err)):
         # A stream without data is not spoken of, unless there was some and no room for it.
         if stream is not None and (stream.data or stream.truncated):
-            status[f"{name}-data"] = encode(stream.data)
+            status[f"{name}-data"] = stream.data
             status[f"{name}-truncated"] = stream.truncated
     return status
 

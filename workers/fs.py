@@ -283,11 +283,14 @@ def _freeze_all(ctx: Context, command: str, wanted: list[str] | None) -> int:
         except RuntimeError:
             raise CommandError("cannot freeze: the system has no more threads") from None
         lock(ctx, own)
+        begun = time.monotonic()
         if not run(ctx, own, sync, own.items, watchdog=False):
             raise CommandError("cannot freeze: the agent is ending")
+        synced = time.monotonic()
         arm(ctx, arm_byte(ctx, mounts, planned))
         armed = True
         count = freeze_levels(ctx, own, seconds, levels)
+        took = time.monotonic() - synced
     except thawwire.ThawerLost as e:
         thawer_lost(ctx, own, str(e))
     except BaseException as e:
@@ -300,6 +303,9 @@ def _freeze_all(ctx: Context, command: str, wanted: list[str] | None) -> int:
         return 0
     own.frozen = True
     own.confirm = (command, COMMIT, cycle)
+    names = ", ".join(i.mount.point for i in own.items if i.errno == 0)
+    limit = f"for at most {seconds} s" if seconds else "without a time limit"
+    ctx.log.info(f"froze {count}, {limit}: {names}; sync {(synced - begun) * 1e3:.1f} ms, freeze {took * 1e3:.1f} ms")
     return count
 
 
@@ -332,6 +338,8 @@ def guest_fsfreeze_thaw(ctx: Context) -> int:
     if lapse is None and answer.reason:
         lapse = Lapse(answer.cycle, answer.seconds, thawwire.REASONS[answer.reason])
     thawed = answer.results.count(thawwire.RESULT_HELD)
+    if thawed:
+        ctx.log.info(f"thawed {thawed}, {(time.monotonic_ns() - answer.cycle) / 1e9:.3f} s after the freeze began")
     needless = not answer.results and lapse is None
     if needless:
         thawed = _thaw_leftovers(ctx, own)

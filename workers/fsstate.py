@@ -25,12 +25,12 @@ ASK_LIMIT: Final = (
     5.0  # seconds that the thawer has for an answer: it is local and idle, so a slow one is a stopped one
 )
 THAW_LIMIT: Final = 30.0  # and for a thaw: FITHAW may write to the disk
-LANDING: Final = 0.3  # seconds for a freeze in flight to land; the supervisor's patience with fs is longer
 COMMIT: Final = "commit"
 TOLD: Final = "told"
 
 _EBUSY: Final = 16
 _NOT_YET: Final = -1
+IN_FLIGHT_PATIENCE: Final = 0.5  # seconds for freezes that are in the kernel when the thawer is lost
 _IN_FLIGHT: Final = -2
 
 
@@ -162,16 +162,16 @@ def thaw_own(ctx: Context, own: Own, reason: str) -> None:
     """Thaw by our own descriptors, or by the journal after a take-over; then write down that it did not hold."""
     waiting = [item for item in own.items if item.errno in (0, _IN_FLIGHT)]
     touched = bool(waiting) or own.frozen
-    end = time.monotonic() + LANDING
+    end = time.monotonic() + IN_FLIGHT_PATIENCE
     while True:
         for item in reversed(waiting):
-            number = item.errno  # once: its thread may be changing it
-            if number != _IN_FLIGHT and (number != 0 or crew.thaw(item.fd)[1] in crew.THAWED):
+            if item.errno == 0 and crew.thaw(item.fd)[1] in crew.THAWED:
                 waiting.remove(item)
-        # Ending with a FIFREEZE in flight would leave what it freezes to whoever reads the journal.
+        # A freeze that is in flight lands in a moment; one that does not is the supervisor's, by the journal, when we are gone.
+        waiting = [item for item in waiting if item.errno in (0, _IN_FLIGHT)]
         if not waiting or time.monotonic() >= end:
             break
-        time.sleep(0.002)
+        time.sleep(0.001)
     try:
         state = read(own)
     except CommandError as e:

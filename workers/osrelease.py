@@ -33,7 +33,8 @@ def parse_os_release(text: bytes) -> dict[str, str]:
     """The members that the file has.  Raises ValueError if it is not UTF-8 or a line is no assignment."""
     found: dict[str, str] = {}
     ours = True
-    for number, line in enumerate(text.decode("utf-8").split("\n"), 1):
+    # To the peer the file is a C string.
+    for number, line in enumerate(text.partition(b"\0")[0].decode("utf-8").split("\n"), 1):
         line = line.strip(" \t\r\f\v")
         if not line or line[0] == "#":
             continue
@@ -51,7 +52,6 @@ def parse_os_release(text: bytes) -> dict[str, str]:
 
 def unquote(value: str) -> str:
     """One value as the host gets it; what stands behind a closing quote is dropped."""
-    value = value.partition("\0")[0]
     match value[:1]:
         case "'":
             return value[1:].partition("'")[0]

@@ -21,6 +21,7 @@ _STEPS: Final = (17, 15, 11)
 
 _CPU: Final = "user nice system idle iowait irq softirq steal guest guestnice".split()
 _LEAST: Final = 4
+_UINT64: Final = (1 << 64) - 1
 
 
 def parse_diskstats(text: bytes) -> list[dict[str, object]]:
@@ -29,7 +30,8 @@ def parse_diskstats(text: bytes) -> list[dict[str, object]]:
     for line in text.split(b"\n"):
         fields = line.split()
         try:
-            numbers = list(map(int, fields[3:]))
+            # Some kernels let the requests in flight go below zero: the peer's unsigned numbers wrap.
+            numbers = [int(f) & _UINT64 for f in fields[3:]]
             major, minor = int(fields[0]), int(fields[1])
         except (ValueError, IndexError):
             continue

@@ -294,7 +294,8 @@ def test_a_program_gets_a_session_default_signals_and_a_usual_umask(make: Make) 
         os.umask(umask)
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
     fields = dict(line.split(":\t") for line in text.splitlines())
-    assert int(fields["SigIgn"], 16) == 0
+    # 32 and 33 are the C library's own: no program can set them, some starters leave them ignored.
+    assert int(fields["SigIgn"], 16) & ~(3 << 31) == 0
     assert int(fields["SigBlk"], 16) == 0
     assert fields["Pid"] == fields["NSsid"] == fields["NSpgid"]
 

@@ -16,6 +16,7 @@ class MachineTree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._mounts: list[str] = []
+        self._points: dict[str, int] = {}
         for folder in ("sys/block", "sys/dev/block", "sys/devices", "proc/self", "run/udev/data", "etc", "dev"):
             (root / folder).mkdir(parents=True, exist_ok=True)
 
@@ -69,11 +70,11 @@ class MachineTree:
         self.write(f"/run/udev/data/b{number}", f"S:disk/by-id/x\nI:1234\n{lines}G:systemd\n")
 
     def mount(self, number: str, point: str, fstype: str = "ext4", source: str = "/dev/x", root: str = "/") -> None:
-        """A line of mountinfo; mount points need not exist."""
-        n = 30 + len(self._mounts)
-        self._mounts.append(
-            f"{n} {29 if point != '/' else 1} {number} {root} {point} rw shared:1 - {fstype} {source} rw\n"
-        )
+        """A line of mountinfo, on the root or on an earlier mount at the same point; mount points need not exist."""
+        own = 29 if point == "/" else 30 + len(self._mounts)
+        below = self._points.get(point, 1 if point == "/" else 29)
+        self._points[point] = own
+        self._mounts.append(f"{own} {below} {number} {root} {point} rw shared:1 - {fstype} {source} rw\n")
         self.write("/proc/self/mountinfo", "".join(self._mounts))
 
 
@@ -84,7 +85,7 @@ def sample_machine(root: Path) -> MachineTree:
 
     tree.driver(f"{pci}/0000:00:02.0", "virtio-pci")
     vda = tree.block(f"{pci}/0000:00:02.0/virtio1/block/vda", "254:0")
-    vda1 = tree.partition(vda, "vda1", "254:1")
+    tree.partition(vda, "vda1", "254:1")
     vda2 = tree.partition(vda, "vda2", "254:2")
     tree.udev("254:0", ID_SERIAL="root-disk", ID_BUS="virtio")
     tree.udev("254:1", ID_SERIAL="root-disk", ID_PART_ENTRY_NUMBER="1")
@@ -106,7 +107,7 @@ def sample_machine(root: Path) -> MachineTree:
     sdc = tree.block(f"{pci}/0000:00:01.1/ata5/host1/target1:0:1/1:0:1:0/block/sdc", "8:32")
 
     tree.driver(f"{pci}/0000:00:04.0", "sym53c8xx")
-    sdd = tree.block(f"{pci}/0000:00:04.0/host3/target3:0:5/3:0:5:0/block/sdd", "8:48")
+    tree.block(f"{pci}/0000:00:04.0/host3/target3:0:5/3:0:5:0/block/sdd", "8:48")
 
     tree.driver(f"{pci}/0000:00:05.0", "nvme")
     nvme = tree.block(f"{pci}/0000:00:05.0/nvme/nvme0/nvme0n1", "259:0")
@@ -114,14 +115,14 @@ def sample_machine(root: Path) -> MachineTree:
 
     # A controller that no rule knows, and an ahci disk whose path lacks the SCSI part.
     tree.driver(f"{pci}/0000:00:06.0", "megaraid_sas")
-    sde = tree.block(f"{pci}/0000:00:06.0/host8/target8:2:0/8:2:0:0/block/sde", "8:64")
-    sdf = tree.block(f"{pci}/0000:00:1f.2/odd/block/sdf", "8:80")
+    tree.block(f"{pci}/0000:00:06.0/host8/target8:2:0/8:2:0:0/block/sde", "8:64")
+    tree.block(f"{pci}/0000:00:1f.2/odd/block/sdf", "8:80")
 
     # virtio without PCI: a microvm, and s390.
-    vdb = tree.block("/sys/devices/platform/a003e00.virtio_mmio/virtio7/block/vdb", "254:16")
-    sdg = tree.block("/sys/devices/platform/a003c00.virtio_mmio/virtio8/host2/target2:0:3/2:0:3:7/block/sdg", "8:96")
-    vdc = tree.block("/sys/devices/css0/0.0.000b/0.0.0cfe/virtio4/block/vdc", "254:32")
-    cciss = tree.block("/sys/devices/platform/hpsa/block/cciss!c0d0", "104:0", node="cciss/c0d0")
+    tree.block("/sys/devices/platform/a003e00.virtio_mmio/virtio7/block/vdb", "254:16")
+    tree.block("/sys/devices/platform/a003c00.virtio_mmio/virtio8/host2/target2:0:3/2:0:3:7/block/sdg", "8:96")
+    tree.block("/sys/devices/css0/0.0.000b/0.0.0cfe/virtio4/block/vdc", "254:32")
+    tree.block("/sys/devices/platform/hpsa/block/cciss!c0d0", "104:0", node="cciss/c0d0")
 
     virtual = "/sys/devices/virtual/block"
     dm0 = tree.block(f"{virtual}/dm-0", "253:0")
@@ -134,7 +135,7 @@ def sample_machine(root: Path) -> MachineTree:
     dm1 = tree.block(f"{virtual}/dm-1", "253:1")
     tree.slave(dm1, md0)
     tree.udev("253:1", DM_NAME="vg-näme")
-    loop0 = tree.block(f"{virtual}/loop0", "7:0", slaves=False)
+    tree.block(f"{virtual}/loop0", "7:0", slaves=False)
     tree.block(f"{virtual}/loop1", "7:1", size=0)
     tree.block(f"{virtual}/hidden0", "7:9", node="")
 
@@ -147,5 +148,4 @@ def sample_machine(root: Path) -> MachineTree:
     ):  # fmt: skip
         tree.mount(number, point)
     tree.mount("0:55", "/net", "nfs4", "host:/x")
-    assert vda1 and sde and sdf and vdb and sdg and vdc and cciss and loop0
     return tree

@@ -163,7 +163,7 @@ def tables(draw: st.DrawFn) -> tuple[list[Mount], dict[Device, tuple[list[Device
     draw(st.randoms()).shuffle(rows[1:])
     beneath: dict[Device, tuple[list[Device], list[str]] | None] = {}
     for row in rows:
-        if draw(st.booleans()):
+        if row.major and draw(st.booleans()):  # nothing lies beneath 0:N, which is not a device
             files = draw(st.lists(_NAMES.map(lambda n: n + "/file"), max_size=2))
             devices = draw(st.lists(st.tuples(st.just(8), st.integers(0, 4)), max_size=1))
             beneath[row.device] = draw(st.sampled_from([(devices, files), None]))

@@ -1,0 +1,87 @@
+"""Ten thousand commands and a thousand programs later nothing has grown.  The figures are in its output (pytest -rP)."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import Agent, children, state
+from tests.support.namespace import isolated
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+COMMANDS = 10_000
+PROGRAMS = 1_000
+GROWTH = 1.0  # MiB that all processes together may grow
+
+
+class Figures:
+    def __init__(self, agent: Agent) -> None:
+        pids = agent.processes()
+        self.names = sorted(pids)
+        self.descriptors = sum(len(os.listdir(f"/proc/{p}/fd")) for p in pids.values())
+        self.mib = sum(
+            int(line.split()[1]) / 1024
+            for p in pids.values()
+            for line in Path(f"/proc/{p}/smaps_rollup").read_text().splitlines()
+            if line.startswith("Private_Dirty")
+        )
+        self.zombies = sum(state(c) == "Z" for p in pids.values() for c in children(p))
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.names)} processes, {self.descriptors} descriptors, {self.mib:.2f} MiB, {self.zombies} zombies"
+        )
+
+
+def commands(agent: Agent, count: int) -> None:
+    done = 0
+    while done < count:
+        for name in (
+            "guest-ping",
+            "guest-info",
+            "guest-get-time",
+            "guest-get-host-name",
+            "guest-get-osinfo",
+            "guest-get-vcpus",
+            "guest-get-users",
+            "guest-get-timezone",
+            "guest-network-get-interfaces",
+            "guest-fsfreeze-status",
+        ):
+            agent.call(name)
+            done += 1
+        handle = agent.call("guest-file-open", path="/tmp/soak", mode="w+")
+        agent.call("guest-file-write", handle=handle, buf_b64=base64.b64encode(b"x" * 4096).decode())
+        agent.call("guest-file-seek", handle=handle, offset=0, whence="set")
+        assert agent.call("guest-file-read", handle=handle)["count"] == 4096
+        agent.call("guest-file-close", handle=handle)
+        done += 5
+
+
+def programs(agent: Agent, count: int) -> None:
+    for number in range(count):
+        pid = agent.call("guest-exec", path="/bin/echo", arg=[str(number)], capture_output=True)["pid"]
+        while not (found := agent.call("guest-exec-status", pid=pid))["exited"]:
+            pass
+        assert base64.b64decode(found["out-data"]) == b"%d\n" % number
+
+
+@isolated
+def test_nothing_grows() -> None:
+    with Agent("--policy", "qemu-ga") as agent:
+        commands(agent, COMMANDS // 5)
+        programs(agent, PROGRAMS // 5)
+        before = Figures(agent)
+        commands(agent, COMMANDS)
+        programs(agent, PROGRAMS)
+        after = Figures(agent)
+    report = f"before: {before}; after {COMMANDS} commands and {PROGRAMS} programs: {after}"
+    print(report)
+    assert after.names == before.names
+    assert after.descriptors == before.descriptors, report
+    assert after.zombies == 0, report
+    assert after.mib - before.mib <= GROWTH, report

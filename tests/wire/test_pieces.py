@@ -1,0 +1,116 @@
+"""Whatever the bytes and however they are split: the same events, only values and errors, never an exception."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol import wire
+from protocol.dialect import Parser, Value
+from tests.wire.helpers import feed, flat, form
+
+FRAGMENTS = [
+    *(bytes((c,)) for c in b"[]{}:,\"'\\/ \t\r\n-+.eE01a%\0\x01\x0b\x7f\x80\xfe\xff"),
+    b'{"execute":"guest-ping"}',
+    b'{"execute":"guest-sync","arguments":{"id":1}}\n',
+    b"true", b"false", b"null", b"nul", b"NaN", b"01", b"0e1", b"1e400", b"18446744073709551616", b"-9223372036854775809",
+    b'"key":', b'"key":"value",', b"'it\"s'", b'"\\u0000"', b'"\\ud83d\\ude00"', b'"\\ud83d"', b"\\u00e9", b"\\n", b'\\"',
+    b"\\\\", b"\xc0\x80", b"\xe2\x82\xac", b"\xe2\x82", b"\xef\xbf\xbe", b"\xf0\x9f\x98\x80", b'{"a":1,"a":2}', b"[[[", b"]]]",
+    b"{}" * 40, b" " * 600, b"x" * 70, b"}" * 70, b'"' + b"y" * 1100 + b'"',
+]  # fmt: skip
+texts = st.lists(st.sampled_from(FRAGMENTS), max_size=40).map(b"".join)
+# Long enough that the middle of a request is measured rather than lexed.
+long_texts = st.tuples(texts, texts, st.integers(1, 60), texts).map(lambda t: b'{"a":[' + t[0] + t[1] * t[2] + t[3])
+inputs = st.one_of(st.binary(max_size=200), texts, long_texts)
+cuts = st.lists(st.floats(0, 1), max_size=12)
+
+
+def split(data: bytes, places: list[float]) -> list[bytes]:
+    at = sorted({int(p * len(data)) for p in places} | {0, len(data)})
+    return [data[a:b] for a, b in itertools.pairwise(at)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(inputs, cuts)
+def test_events_do_not_depend_on_the_pieces(data: bytes, places: list[float]) -> None:
+    expected = [form(e) for e in feed([data])]
+    assert [form(e) for e in feed(split(data, places))] == expected
+    if len(data) < 3000:
+        assert [form(e) for e in feed([data[i : i + 1] for i in range(len(data))])] == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(inputs)
+def test_every_event_can_be_answered(data: bytes) -> None:
+    for event in Parser().feed(data):
+        line = wire.success(event.value) if isinstance(event, Value) else wire.failure("GenericError", event.desc)
+        assert line.isascii()
+        assert line.count(b"\n") == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(inputs)
+def test_a_reset_and_a_request_are_always_understood(data: bytes) -> None:
+    parser = Parser()
+    parser.feed(data)
+    (*_, last) = parser.feed(b'\xff{"execute":"guest-sync-delimited","arguments":{"id":7}}\n')
+    assert form(last) == ("value", flat({"execute": "guest-sync-delimited", "arguments": {"id": 7}}))
+
+
+def _is_taken(char: str) -> bool:
+    code = ord(char)
+    return not (0xD800 <= code < 0xE000 or 0xFDD0 <= code < 0xFDF0 or code & 0xFFFE == 0xFFFE)
+
+
+characters = st.characters(exclude_categories=["Cs"]).filter(_is_taken)
+strings = st.text(characters, max_size=20)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    strings,
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(strings, inner, max_size=4), max_leaves=20
+)
+
+
+def _integral_floats_are_integers(value: object) -> object:
+    """%.17g writes 1000.0 as 1000, as the peer does; so it comes back as an integer."""
+    match value:
+        case float() if value.is_integer() and abs(value) < 1e17 and math.copysign(1, value) * value >= 0:
+            return int(value)
+        case list():
+            return [_integral_floats_are_integers(v) for v in value]
+        case dict():
+            return {k: _integral_floats_are_integers(v) for k, v in value.items()}
+    return value
+
+
+@settings(max_examples=300, deadline=None)
+@given(values, cuts)
+def test_what_is_encoded_is_parsed_back(value: object, places: list[float]) -> None:
+    line = wire.encode(value) + b"\n"
+    (event,) = feed(split(line, places))
+    assert form(event) == ("value", flat(_integral_floats_are_integers(value)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(values, st.booleans(), st.sampled_from([None, 1]), cuts)
+def test_common_json_means_what_the_standard_library_says(
+    value: object, ascii_only: bool, indent: int | None, places: list[float]
+) -> None:
+    line = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode() + b"\n"
+    (event,) = feed(split(line, places))
+    assert form(event) == ("value", flat(value))
+
+
+@settings(max_examples=300, deadline=None)
+@given(values)
+def test_responses_are_json_to_others(value: object) -> None:
+    assert json.loads(wire.success(value, id=value)) == {"return": value, "id": value}
