@@ -393,6 +393,10 @@ class Thawer:
             _, cycle = wire.CYCLE_BODY.unpack(data)
             if cycle == self._lapsed and self._phase == wire.PHASE_IDLE:
                 self._reason = 0
+        elif kind == wire.SHORTEN:
+            _, cycle, seconds = wire.SHORTEN_BODY.unpack(data)
+            if self._phase in (wire.PHASE_HELD, wire.PHASE_FROZEN) and cycle == self._cycle:
+                self._shorten(seconds)
         elif kind == wire.THAW:
             _, flags = wire.THAW_BODY.unpack(data)
             self._thaw(lower=bool(flags & wire.FLAG_LOWER))
@@ -417,6 +421,12 @@ class Thawer:
         self._go(freezestate.REGISTER)
         self._deadline = time.monotonic() + seconds if seconds else None
         self._agree(True)
+
+    def _shorten(self, seconds: int) -> None:
+        """Never longer: whoever sends this can only have it thawed sooner."""
+        deadline = time.monotonic() + seconds
+        if self._deadline is None or deadline < self._deadline:
+            self._deadline, self._seconds = deadline, seconds
 
     def _hold(self, cycle: int, first: int, count: int, fds: list[int]) -> None:
         if self._phase == wire.PHASE_LAPSING:

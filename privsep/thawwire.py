@@ -11,6 +11,7 @@ has a name, a structure and, from fs, an answer unless it says so.  Descriptors 
       COMMIT cycle                the host was told (no answer)
       THAW   flags                thaw all, and let the supervisor lower the flag         -> THAWED
       TOLD   cycle                the host knows of the lapse (no answer)
+      SHORTEN cycle seconds       the deadline is so far away at most: the host has gone (no answer)
     thawer -> fs
       STATUS phase committed cycle n seconds reason lapsed-cycle lapsed-seconds
       OK, NO
@@ -40,6 +41,7 @@ FROZEN: Final = 4
 COMMIT: Final = 5
 THAW: Final = 6
 TOLD: Final = 7
+SHORTEN: Final = 8
 STATUS: Final = 16
 OK: Final = 17
 NO: Final = 18
@@ -50,6 +52,7 @@ BEGIN_BODY: Final = struct.Struct("<BQIBH")
 HOLD_BODY: Final = struct.Struct("<BQHH")
 FROZEN_BODY: Final = struct.Struct("<BQH")
 CYCLE_BODY: Final = struct.Struct("<BQ")
+SHORTEN_BODY: Final = struct.Struct("<BQI")
 THAW_BODY: Final = struct.Struct("<BB")
 STATUS_BODY: Final = struct.Struct("<BBBQHIBQI")
 THAWED_BODY: Final = struct.Struct("<BQIBH")
@@ -176,6 +179,9 @@ class Link:
 
     def told(self, cycle: int) -> None:
         self._send(CYCLE_BODY.pack(TOLD, cycle))
+
+    def shorten(self, cycle: int, seconds: int) -> None:
+        self._send(SHORTEN_BODY.pack(SHORTEN, cycle, seconds))
 
     def thaw(self, *, lower: bool) -> Thawed:
         self._send(THAW_BODY.pack(THAW, FLAG_LOWER if lower else 0))

@@ -214,6 +214,53 @@ def test_a_host_that_never_comes_back_costs_the_deadline() -> None:
         lapsed(client)
 
 
+def impatient_policy() -> str:
+    path = write_policy(60, "/tmp/impatient.toml")
+    with open(path, "a") as file:
+        file.write("auto-thaw-on-disconnect = 1\n")
+    return path
+
+
+@isolated
+def test_a_host_that_closes_the_channel_can_be_given_a_shorter_deadline() -> None:
+    with LoopFs("ext4", "xfs") as fs, Agent("--policy", impatient_policy()) as agent:
+        assert agent.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 2
+        assert frozen(fs.points[0], 1.5)  # connected, nothing is shorter
+        agent.client.close()
+        assert frozen(fs.points[0], 0.4)
+        assert all(takes_writes(p, 2.0) for p in fs.points)
+        client = agent.connect()
+        client.sync(2)
+        lapsed(client)
+        assert client.call("guest-fsfreeze-thaw") == 0
+
+
+@isolated
+def test_within_the_shorter_deadline_a_host_that_comes_back_can_thaw() -> None:
+    with LoopFs("ext4") as fs, Agent("--policy", impatient_policy()) as agent:
+        assert agent.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 1
+        agent.client.close()
+        client = agent.connect()
+        client.sync(2)
+        assert client.call("guest-fsfreeze-thaw") == 1
+        assert client.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 1
+        assert frozen(fs.points[0], 1.5)
+        assert client.call("guest-fsfreeze-thaw") == 1
+
+
+@isolated
+def test_a_host_that_goes_in_the_middle_of_its_freeze_has_the_shorter_deadline_too() -> None:
+    with LoopFs("ext4") as fs, Agent("--policy", impatient_policy(), slow_hook()) as agent:
+        ask_freeze(agent.client, fs.points)
+        wait_for(hook_began)
+        agent.client.close()
+        wait_for(lambda: frozen(fs.points[0], 0.2), SLOW + 1.0)
+        assert takes_writes(fs.points[0], 2.0)
+        client = agent.connect()
+        client.sync(2)
+        lapsed(client)
+
+
 @isolated
 def test_an_agent_that_was_restarted_while_frozen_does_not_say_that_it_held() -> None:
     """As after an upgrade of the package in the middle of a backup."""
