@@ -73,6 +73,7 @@ def from_files(paths: Sequence[str], start: str | None = None) -> Policy:
             origins=found.origins,
             lenient=found.lenient,
             auto_thaw=found.auto_thaw,
+            disconnect=found.disconnect,
             hook_limit=found.hook_limit,
             expedite=found.expedite,
         )

@@ -35,18 +35,20 @@ class Policy:
     origins     command -> the rule that decided it, where that is not the profile itself
     lenient     the peer's words and leniency (the qemu-ga profile)
     auto_thaw   seconds until a freeze that nobody ended is ended
+    disconnect  the same from when the host has closed the channel, if that is sooner; 0: no such rule
     hook_limit  seconds for one call of the freeze hook
     expedite    let the kernel's grace periods be expedited during a freeze
     notes       what the administrator should read in the log
     """
 
-    __slots__ = ("name", "allowed", "origins", "lenient", "auto_thaw", "hook_limit", "expedite", "notes")
+    __slots__ = ("name", "allowed", "origins", "lenient", "auto_thaw", "disconnect", "hook_limit", "expedite", "notes")
 
     name: str
     allowed: frozenset[str]
     origins: Mapping[str, str]
     lenient: bool
     auto_thaw: int
+    disconnect: int
     hook_limit: int
     expedite: bool
     notes: tuple[str, ...]
@@ -59,6 +61,7 @@ class Policy:
         origins: Mapping[str, str] | None = None,
         lenient: bool = False,
         auto_thaw: int = 300,
+        disconnect: int = 0,
         hook_limit: int = 60,
         expedite: bool = True,
         notes: tuple[str, ...] = (),
@@ -69,6 +72,7 @@ class Policy:
         put(self, "origins", origins or {})
         put(self, "lenient", lenient)
         put(self, "auto_thaw", auto_thaw)
+        put(self, "disconnect", disconnect)
         put(self, "hook_limit", hook_limit)
         put(self, "expedite", expedite)
         put(self, "notes", notes)
@@ -97,6 +101,7 @@ class Policy:
             "profile": self.name,
             "refusal": self.refusal(),
             "auto-thaw": str(self.auto_thaw),
+            "auto-thaw-on-disconnect": str(self.disconnect),
             "hook-limit": str(self.hook_limit),
             "expedite-rcu": "1" if self.expedite else "0",
             # qemu-ga takes any line as a key, and root's keys like anybody's.
@@ -175,6 +180,7 @@ def _replaced(policy: Policy, allowed: frozenset[str], origins: Mapping[str, str
             origins=origins,
             lenient=policy.lenient,
             auto_thaw=policy.auto_thaw,
+            disconnect=policy.disconnect,
             hook_limit=policy.hook_limit,
             expedite=policy.expedite,
             notes=notes,

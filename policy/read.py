@@ -10,6 +10,7 @@
 
     [fsfreeze]
     auto-thaw = 300                 seconds until a freeze that nobody ended is ended; 0: never
+    auto-thaw-on-disconnect = 0     the same from when the host has closed the channel, if that is sooner; 0: no such rule
     hook-limit = 60                 seconds for one call of the freeze hook
     expedite-rcu = true             shorten a freeze by expedited grace periods
 
@@ -35,14 +36,14 @@ HOOK_LIMIT_RANGE: Final = (1, 3600)
 _KEYS: Final = {
     "": ("profile", "description", "lenient", "commands", "fsfreeze"),
     "commands": ("allow", "block"),
-    "fsfreeze": ("auto-thaw", "hook-limit", "expedite-rcu"),
+    "fsfreeze": ("auto-thaw", "auto-thaw-on-disconnect", "hook-limit", "expedite-rcu"),
 }
 
 
 class Reading:
     """What the texts say; `origins` has for each command that a rule named the rule and its place."""
 
-    __slots__ = ("allowed", "auto_thaw", "description", "expedite", "hook_limit", "lenient", "origins")
+    __slots__ = ("allowed", "auto_thaw", "description", "disconnect", "expedite", "hook_limit", "lenient", "origins")
 
     def __init__(self) -> None:
         self.allowed: set[str] = set()
@@ -50,6 +51,7 @@ class Reading:
         self.description = ""
         self.lenient = False
         self.auto_thaw = 300
+        self.disconnect = 0
         self.hook_limit = 60
         self.expedite = True
 
@@ -57,6 +59,7 @@ class Reading:
         self.allowed = set(base.allowed)
         self.lenient = base.lenient
         self.auto_thaw = base.auto_thaw
+        self.disconnect = base.disconnect
         self.hook_limit = base.hook_limit
         self.expedite = base.expedite
 
@@ -201,6 +204,7 @@ def read(
             found.origins[command] = f"allowed: {rule}"
         blocked.update((command, f"not allowed: {rule}") for command, rule in text.rules("block", commands))
         found.auto_thaw = text.number("fsfreeze", "auto-thaw", found.auto_thaw, AUTO_THAW_RANGE)
+        found.disconnect = text.number("fsfreeze", "auto-thaw-on-disconnect", found.disconnect, AUTO_THAW_RANGE)
         found.hook_limit = text.number("fsfreeze", "hook-limit", found.hook_limit, HOOK_LIMIT_RANGE)
         found.expedite = text.flag("fsfreeze", "expedite-rcu", found.expedite)
     found.allowed -= blocked.keys()

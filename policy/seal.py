@@ -28,7 +28,7 @@ _MFD_NOEXEC_SEAL: Final = 0x8  # Linux 6.3; needed where vm.memfd_noexec is 2
 EVERYBODY: Final = ("verbose", "uid", "gid", "privileged")
 SETTINGS: Final = {
     "front": ("profile", "version", "refusal"),
-    "fs": ("auto-thaw", "expedite-rcu", "fsfreeze-hook", "hook-limit", "statedir"),
+    "fs": ("auto-thaw", "auto-thaw-on-disconnect", "expedite-rcu", "fsfreeze-hook", "hook-limit", "statedir"),
     "thawer": ("auto-thaw", "expedite-rcu", "hook-limit"),
     "hook": ("fsfreeze-hook", "hook-limit"),
     "file": ("statedir",),

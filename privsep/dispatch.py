@@ -40,8 +40,8 @@ class Link:
     """The front's side of one domain."""
 
     __slots__ = (
-        "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue", "unread",
-        "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint", "_bulky",
+        "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
+        "unread", "absent", "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint", "_bulky",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -57,6 +57,7 @@ class Link:
         self.used_at = 0.0
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
+        self.absent = False  # it is to be told that the host has gone
         self._assembler = frame.Assembler()
         self._unsent: list[bytes | frame.Pieces] = []
         self._greeting = 0  # id of the hello that has not been answered
@@ -89,7 +90,12 @@ class Link:
 
     def push(self, now: float) -> None:
         """Give the worker the next request when it has none."""
-        if self.current is not None or not self.queue or self.state != UP:
+        if self.current is not None or self.state != UP:
+            return
+        if not self.queue:
+            if self.absent:
+                self.absent = False
+                self._send([self._next_id(), frame.ABSENT, {}])
             return
         request = self.queue.pop(0)
         command = request.command
@@ -109,6 +115,11 @@ class Link:
                 self.flush()
                 return
         self._send([self.current_id, self._verbs[command.name], arguments])
+
+    def gone(self, now: float) -> None:
+        """Tell the worker, once it has done what it was asked, that the host has closed the channel."""
+        self.absent = self.state != DOWN
+        self.push(now)
 
     def confirm(self, request_id: int) -> None:
         """Tell the worker that the reply to this request was written to the host."""

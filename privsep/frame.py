@@ -39,10 +39,12 @@ LIMIT: Final = 72 * 1024 * 1024  # bytes of one whole frame: the largest request
 DEPTH: Final = 32  # containers inside each other; the deepest result in the command table has six
 INLINE: Final = 64 * 1024  # bytes of bulk data that travel inside the frame: a copy more, some system calls less
 
-# Verbs that are no command: the first frame of a connection, "do you hold state?", "that reply was written to the host".
+# Verbs that are no command: the first frame of a connection, "do you hold state?", "that reply was written to the host",
+# "the host has closed the channel".
 HELLO: Final = -1
 IDLE: Final = -2
 DELIVERED: Final = -3
+ABSENT: Final = -4
 
 _LAST: Final = b"\x00"
 _MORE: Final = b"\x01"

@@ -38,6 +38,7 @@ class Front:
         self._host = HostSide()
         self._poll = select.poll()
         self._channel: tuple[int, int] | None = None  # what of the channel is polled, and for what
+        self._present = False  # a host has said something since it was last seen to be gone
         self._due: float | None = None  # when `_timers` is to be called, at the latest
         self._ids = [0]
         tables = fingerprint()
@@ -167,6 +168,7 @@ class Front:
     def _read(self, data: bytes, now: float) -> None:
         """These bytes came; when there are none the channel may have changed."""
         if data:
+            self._present = True
             self._session.receive(data, now)
             return
         host = self._host
@@ -174,6 +176,7 @@ class Front:
             self._gone()
         elif host.silent:
             host.look_at = now + LOOK_AGAIN
+            self._absent()
             self._remind(host.look_at)
 
     def _gone(self) -> None:
@@ -182,6 +185,7 @@ class Front:
         self._unwatch_channel()
         self._session.disconnected()
         self._dispatch(time.monotonic())
+        self._absent()
         if self._host.gone:
             self._ask(wiring.REOPEN[0])
 
@@ -201,6 +205,13 @@ class Front:
         elif host.ended and session.idle:
             self._unwatch_channel()
             host.close_client()
+            self._absent()
+
+    def _absent(self) -> None:
+        """No host has the channel open: the fs worker may hold a freeze that nobody will end."""
+        if self._present:
+            self._present = False
+            self._links["fs"].gone(time.monotonic())
 
     def _delivered(self, request: Request) -> None:
         assert request.command is not None

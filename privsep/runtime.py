@@ -234,6 +234,8 @@ class Worker:
             command = self._unconfirmed.pop(arguments.get("id", -1), None)
             if command is not None:
                 self._optional("delivered", command.name)
+        elif verb == frame.ABSENT:
+            self._optional("absent")
         else:
             raise ProtocolViolation("unknown verb")
         return True

@@ -307,6 +307,8 @@ class Supervisor:
             self._notifier.ready()
         else:
             child.tell(wiring.TAG_START)
+            if self._stopping and child.row.name == "fs":
+                child.tell(wiring.TAG_QUIT)  # it was still starting when all were told
         self._status()
 
     def _front_asks(self, byte: int) -> None:

@@ -12,8 +12,9 @@ Each of these is a *lapse*: journalled, and told to fs, which tells the host onc
 FITHAW can block for as long as a FIFREEZE on the same superblock is in flight, and that one may itself wait for another frozen
 file system.  So this loop never calls it: a requested thaw runs in one thread, one superblock after the other (threads cost more
 than they gain there), and a lapse, or a requested thaw that takes longer than `PATIENCE`, in a thread for each superblock, none
-queued behind another.  After a lapse a descriptor is kept, and thawed again and again, until fs is gone *and* its
-FITHAW answers EINVAL: a freeze that was on its way could still arrive (on older kernels FITHAW does not wait for it).
+queued behind another.  After a lapse a descriptor is kept, and thawed again and again, until fs is gone *and* a
+FITHAW that was begun after that answers EINVAL: a freeze that was on its way could still arrive (on older kernels FITHAW does
+not wait for it), and a process that is killed in FIFREEZE may freeze and end in one breath.
 
 The process opens nothing after its walls are up and writes to three things: its sockets, the journal, rcu_expedited.
 """
@@ -28,8 +29,8 @@ import stat
 import struct
 import time
 
+from privsep import freezestate, wiring
 from privsep import thawwire as wire
-from privsep import wiring
 from privsep.crew import THAWED, Crew, lock_memory, one_arena, thaw
 from privsep.journal import Journal, Lapse, boot_id, lapse_record
 
@@ -117,6 +118,7 @@ class Thawer:
         self._committed = False
         self._owes = False  # fs waits for the answer to THAW
         self._let_go = False  # the fs that registered is gone, or asked for the thaw: FITHAW's EINVAL is enough
+        self._sure = False  # the last FITHAWs of a lapse were begun after that
         self._rcu_old = 0  # what to put back, 0: nothing
         self._reason = 0  # of a lapse that the host was not told of
         self._lapsed = 0  # and its cycle
@@ -166,8 +168,13 @@ class Thawer:
                 self._escalate = None
                 self._kick([s for s in held if s.errno == _BUSY])
         elif self._phase == wire.PHASE_LAPSING and self._jobs == 0:
-            if self._let_go and all(s.free for s in held):
+            if self._let_go and self._sure and all(s.free for s in held):
                 self._release()
+            elif self._let_go and not self._sure:
+                # What was free when we looked may have been frozen since, by an fs that was ending.
+                self._sure = True
+                self._retry = None
+                self._kick(held)
             elif self._retry is None:
                 self._retry = now + self._pause
                 self._pause = min(self._pause * 2, RETRY_MOST)
@@ -176,6 +183,10 @@ class Thawer:
                 self._kick(held)
 
     # -- thawing
+
+    def _go(self, cause: int) -> None:
+        """The one place that moves the state; `privsep/freezestate.py` says who may do it."""
+        self._phase = freezestate.step(self._phase, cause)
 
     def _give(self, job: Callable[[object], None], item: object) -> None:
         self._jobs += 1
@@ -194,7 +205,9 @@ class Thawer:
         if self._phase == wire.PHASE_IDLE:
             return
         first = self._phase != wire.PHASE_LAPSING
-        self._phase = wire.PHASE_LAPSING
+        if first:
+            self._go(reason)
+            self._sure = self._let_go and self._jobs == 0
         self._deadline = self._grace = self._escalate = None
         if kill:
             self._tell(wiring.KILL_FS)
@@ -218,7 +231,7 @@ class Thawer:
             if slot is not None:
                 os.close(slot.fd)
         self._slots = []
-        self._phase = wire.PHASE_IDLE
+        self._go(freezestate.FREE)
         self._committed = False
         self._deadline = self._grace = self._escalate = self._retry = None
         self._restore_rcu()
@@ -380,6 +393,10 @@ class Thawer:
             _, cycle = wire.CYCLE_BODY.unpack(data)
             if cycle == self._lapsed and self._phase == wire.PHASE_IDLE:
                 self._reason = 0
+        elif kind == wire.SHORTEN:
+            _, cycle, seconds = wire.SHORTEN_BODY.unpack(data)
+            if self._phase in (wire.PHASE_HELD, wire.PHASE_FROZEN) and cycle == self._cycle:
+                self._shorten(seconds)
         elif kind == wire.THAW:
             _, flags = wire.THAW_BODY.unpack(data)
             self._thaw(lower=bool(flags & wire.FLAG_LOWER))
@@ -401,9 +418,15 @@ class Thawer:
         self._cycle, self._seconds, self._announced, self._rcu_old = cycle, seconds, count, rcu
         self._slots = []
         self._committed = self._let_go = False
-        self._phase = wire.PHASE_HELD
+        self._go(freezestate.REGISTER)
         self._deadline = time.monotonic() + seconds if seconds else None
         self._agree(True)
+
+    def _shorten(self, seconds: int) -> None:
+        """Never longer: whoever sends this can only have it thawed sooner."""
+        deadline = time.monotonic() + seconds
+        if self._deadline is None or deadline < self._deadline:
+            self._deadline, self._seconds = deadline, seconds
 
     def _hold(self, cycle: int, first: int, count: int, fds: list[int]) -> None:
         if self._phase == wire.PHASE_LAPSING:
@@ -445,7 +468,7 @@ class Thawer:
             else:
                 slot.frozen = mark == wire.MARK_FROZEN
         self._rcu_old = 0  # fs has put it back
-        self._phase = wire.PHASE_FROZEN
+        self._go(freezestate.DONE)
         self._agree(True)
 
     def _thaw(self, *, lower: bool) -> None:
@@ -468,7 +491,7 @@ class Thawer:
         else:
             self._give(_thaw_row, row)
         self._owes = self._let_go = True  # who asks for the thaw does not freeze any more
-        self._phase = wire.PHASE_THAWING
+        self._go(freezestate.ASK)
         self._escalate = time.monotonic() + PATIENCE
 
     def _thawed(self, all_free: bool) -> None:
@@ -481,7 +504,8 @@ class Thawer:
         if all_free:
             self._release()
         else:
-            self._phase = wire.PHASE_LAPSING  # go on trying
+            self._go(freezestate.STUCK)  # go on trying
+            self._sure = False
             self._pay(self._thawed_answer())
 
     def _pay(self, answer: bytes) -> None:

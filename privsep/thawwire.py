@@ -11,6 +11,7 @@ has a name, a structure and, from fs, an answer unless it says so.  Descriptors 
       COMMIT cycle                the host was told (no answer)
       THAW   flags                thaw all, and let the supervisor lower the flag         -> THAWED
       TOLD   cycle                the host knows of the lapse (no answer)
+      SHORTEN cycle seconds       the deadline is so far away at most: the host has gone (no answer)
     thawer -> fs
       STATUS phase committed cycle n seconds reason lapsed-cycle lapsed-seconds
       OK, NO
@@ -26,6 +27,8 @@ import select
 import struct
 import time
 
+from privsep import freezestate
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket as Socket
@@ -38,6 +41,7 @@ FROZEN: Final = 4
 COMMIT: Final = 5
 THAW: Final = 6
 TOLD: Final = 7
+SHORTEN: Final = 8
 STATUS: Final = 16
 OK: Final = 17
 NO: Final = 18
@@ -48,6 +52,7 @@ BEGIN_BODY: Final = struct.Struct("<BQIBH")
 HOLD_BODY: Final = struct.Struct("<BQHH")
 FROZEN_BODY: Final = struct.Struct("<BQH")
 CYCLE_BODY: Final = struct.Struct("<BQ")
+SHORTEN_BODY: Final = struct.Struct("<BQI")
 THAW_BODY: Final = struct.Struct("<BB")
 STATUS_BODY: Final = struct.Struct("<BBBQHIBQI")
 THAWED_BODY: Final = struct.Struct("<BQIBH")
@@ -67,20 +72,20 @@ RESULT_NONE: Final = ord("-")  # given up before (MARK_SKIPPED)
 
 FLAG_LOWER: Final = 1  # have the flag lowered even if nothing is held
 
-PHASE_IDLE: Final = 0
-PHASE_HELD: Final = 1  # registered; maybe frozen
-PHASE_FROZEN: Final = 2
-PHASE_THAWING: Final = 3  # asked to
-PHASE_LAPSING: Final = 4  # thawing because it had to
+PHASE_IDLE: Final = freezestate.THAWED
+PHASE_HELD: Final = freezestate.FREEZING
+PHASE_FROZEN: Final = freezestate.FROZEN
+PHASE_THAWING: Final = freezestate.THAWING
+PHASE_LAPSING: Final = freezestate.LAPSED
 
 # Why a freeze did not hold, as the host is told.
-REASON_DEADLINE: Final = 1
-REASON_UNCONFIRMED: Final = 2
-REASON_NOT_BACK: Final = 3
-REASON_ORPHANED: Final = 4
-REASON_BROKEN: Final = 5
-REASON_LOST: Final = 6
-REASON_STUCK: Final = 7
+REASON_DEADLINE: Final = freezestate.DEADLINE
+REASON_UNCONFIRMED: Final = freezestate.UNCONFIRMED
+REASON_NOT_BACK: Final = freezestate.NOT_BACK
+REASON_ORPHANED: Final = freezestate.ORPHANED
+REASON_BROKEN: Final = freezestate.BROKEN
+REASON_LOST: Final = freezestate.LOST
+REASON_STUCK: Final = freezestate.STUCK
 REASONS: Final = (
     "",
     "the time limit has passed",
@@ -174,6 +179,9 @@ class Link:
 
     def told(self, cycle: int) -> None:
         self._send(CYCLE_BODY.pack(TOLD, cycle))
+
+    def shorten(self, cycle: int, seconds: int) -> None:
+        self._send(SHORTEN_BODY.pack(SHORTEN, cycle, seconds))
 
     def thaw(self, *, lower: bool) -> Thawed:
         self._send(THAW_BODY.pack(THAW, FLAG_LOWER if lower else 0))

@@ -205,6 +205,18 @@ def delivered(ctx: Context, command: str) -> None:
     record(ctx, own, f"{what} {cycle}")
 
 
+def absent(ctx: Context) -> None:
+    """The host has closed the channel: a freeze that it cannot end gets a shorter deadline, if the policy says so."""
+    own = _own(ctx)
+    seconds = int(float(ctx.setting("auto-thaw-on-disconnect", "0") or "0"))
+    if seconds == 0 or not own.frozen or own.link is None:
+        return
+    try:
+        own.link.shorten(own.cycle, seconds)
+    except thawwire.ThawerLost as e:
+        thawer_lost(ctx, own, str(e))
+
+
 def stopping(ctx: Context) -> None:
     """The agent is being stopped: leave nothing frozen and no hook unpaired."""
     own = _own(ctx)

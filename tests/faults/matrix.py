@@ -25,6 +25,24 @@ _INDEX = struct.Struct("<H")
 
 Work = cells.Run | extras.Extra
 
+_READING = """\
+One run freezes an ext4, an xfs and a btrfs together and hits the named processes of the agent, all at once, by one signal at
+one moment; so each entry below stands for three cells. It reads: seconds from the signal until the file system took a synced
+write for good (one number when the three agree; `on`: the freeze went on until the host's thaw); the answer to the command
+that was under way (`-`: none was; `died`, `stopped`: an error that says so; `closed`: the connection was closed; `silent`: no
+answer); what the host's next thaw answered, on a new connection: a number, or `lapsed`, the error that says that the freeze
+did not hold (told once, the thaw after it answers 0). Then each run freezes and thaws once more."""
+
+_BOUNDS = f"""\
+Bounds: a death costs at most {cells.AT_ONCE:g} s; the death of all, {cells.AT_ONCE:g} s from the next start or, for the \
+group, from
+`libexec/recover` as ExecStopPost runs it. A stop costs the deadline ({cells.SHORT} s here) and 2 s more; where thawer and
+supervisor are both stopped the service manager ends it (WatchdogSec={cells.WATCHDOG:g}, SIGKILL to all, ExecStopPost).
+SIGTERM to the supervisor ends the agent with status 0 and everything thawed; the other processes ignore it. The death of the
+front costs nothing: the freeze goes on and its deadline stands, as does a committed freeze whose fs worker dies. An fs worker
+that dies before the freeze was committed costs the freeze. Stopped processes are continued when all this is over, and must
+not freeze again."""
+
 
 def work(items: Sequence[Work], queue: int, results: int) -> None:
     """In a forked child: take one index after the other, write one line of JSON for each."""
@@ -99,26 +117,13 @@ def document(found: dict[str, dict[str, Any]], took: float) -> str:
         f"{took / 60:.1f} minutes: {cells.CELLS} cells and {len(extras.EXTRAS)} more situations, "
         f"{'all green' if not reds else f'{reds} runs RED'}.",
         "",
-        "One run freezes an ext4, an xfs and a btrfs together and hits the named processes of the agent, all at once, by one signal",
-        "at one moment; so each entry below stands for three cells. It reads: seconds from the signal until the file system took",
-        "a synced write for good (one number when the three agree; `on`: the freeze went on until the host's thaw); the answer to",
-        "the command that was under way (`-`: none was; `died`, `stopped`: an error that says so; `closed`: the connection was",
-        "closed; `silent`: no answer); what the host's next thaw answered, on a new connection: a number, or `lapsed`, the",
-        "error that says that the freeze did not hold (told once, the thaw after it answers 0). Then each run freezes and thaws",
-        "once more.",
+        *_READING.splitlines(),
         "",
         "| moment | |",
         "|---|---|",
         *(f"| {name} | {text} |" for name, text in cells.MOMENTS.items()),
         "",
-        "Bounds: a death costs at most "
-        f"{cells.AT_ONCE:g} s; the death of all, {cells.AT_ONCE:g} s from the next start (or, for the group, from `libexec/recover` as",
-        f"ExecStopPost runs it); a stop, the deadline ({cells.SHORT} s here) and 2 s more, where thawer and supervisor are both stopped "
-        "by way of the",
-        f"service manager (WatchdogSec={cells.WATCHDOG:g}, SIGKILL, ExecStopPost). SIGTERM to the supervisor ends the agent with",
-        "status 0 and everything thawed; other processes ignore it. The death of the front costs nothing: the freeze goes on and its",
-        "deadline stands, as does a committed freeze whose fs worker dies. An fs worker that dies before the freeze was committed",
-        "costs the freeze.",
+        *_BOUNDS.splitlines(),
         "",
     ]
     for number in cells.SIGNALS:

@@ -130,6 +130,22 @@ def test_a_freeze_that_is_in_flight_is_thawed_when_it_lands() -> None:
         subprocess.run(["umount", upper], check=True)
 
 
+@isolated
+def test_a_freeze_that_lands_in_the_last_breath_of_fs_is_thawed() -> None:
+    """The thawer found nothing frozen, then fs freezes and ends at once: what it found before counts no more."""
+    with LoopFs("ext4") as fs, Kit(seconds=1, fs=False) as kit:
+        fd = os.open(fs.points[0], os.O_RDONLY)
+        link = kit.link()
+        assert link.begin(1, 1, None, [fd])
+        kit.wait_journal(lambda state: "thawer K" in kit.seen)
+        time.sleep(1.2)  # it tries again, more and more seldom
+        fcntl.ioctl(fd, FIFREEZE, 0)
+        link.socket.close()
+        assert takes_writes(fs.points[0], 0.5)
+        kit.wait_journal(lambda state: "thawer T" in kit.seen)
+        os.close(fd)
+
+
 # -- deaths
 
 
@@ -398,6 +414,13 @@ def fd_message(data: bytes, fds: list[int]) -> tuple[bytes, list[tuple[int, int,
     return data, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
 
 
+def wait_idle(link: wire.Link) -> None:
+    end = time.monotonic() + 3
+    while link.ask().phase != wire.PHASE_IDLE:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @isolated
 def test_whatever_a_hostile_fs_says_what_it_registered_is_thawed() -> None:
     devices = [os.open("/dev/null", os.O_RDONLY), os.open("/", os.O_PATH)]
@@ -423,6 +446,7 @@ def test_whatever_a_hostile_fs_says_what_it_registered_is_thawed() -> None:
         assert kit.thawer
         for data, fds in hostile:
             link = kit.link()
+            wait_idle(link)
             assert link.begin(7, 30, None, [fd])
             fcntl.ioctl(fd, FIFREEZE, 0)
             data, ancillary = fd_message(data, [fd if n == -1 else n for n in fds])
@@ -432,10 +456,7 @@ def test_whatever_a_hostile_fs_says_what_it_registered_is_thawed() -> None:
             link.socket.close()
         # It lives, holds nothing, and works.
         link = kit.link()
-        end = time.monotonic() + 3
-        while link.ask().phase != wire.PHASE_IDLE:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_idle(link)
         left = os.listdir(f"/proc/{kit.thawer.pid}/fd")
         assert len(left) < 16, left
         assert link.begin(8, 30, None, [fd])

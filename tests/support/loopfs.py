@@ -84,7 +84,11 @@ class LoopFs:
 
     def guard(self) -> None:
         """Start the dead-man process; from here on something may be frozen."""
-        self._deadman = DeadMan(self._seconds, *self._made)
+        self.guard_only(*self._made)
+
+    def guard_only(self, *points: str) -> None:
+        """The same for these alone, when others are gone."""
+        self._deadman = DeadMan(self._seconds, *points)
 
     def __enter__(self) -> LoopFs:
         self.guard()
