@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import _prctl
 
+from privsep.blob import Sealed
 from privsep.domains import BY_NAME, CAPABILITIES
 from privsep.sandbox import caps
 
@@ -35,6 +37,18 @@ class BareContext:
 
     def setting(self, name: str, default: str = "") -> str:
         return self.settings.get(name, default)
+
+
+def bulk(member: object) -> bytes:
+    """The bytes of a bulk member of a result (privsep/frame.py), in a memfd or not; the memfd is closed."""
+    if isinstance(member, Sealed):
+        assert fcntl.fcntl(member.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+        assert os.fstat(member.fd).st_size == member.size
+        data = os.pread(member.fd, member.size, 0)
+        os.close(member.fd)
+        return data
+    assert isinstance(member, (bytes, bytearray))
+    return bytes(member)
 
 
 def confined(domain: str, function: Callable[[], Any], *, without: str = "") -> Any:
