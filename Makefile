@@ -37,8 +37,13 @@ $(VENV)/.programs: $(VENV)/.libraries packaging/launchers.py privsep/domains.py
 	@$(PYTHON) packaging/launchers.py --prefix $(VENV)
 	@touch $@
 
+# What each process may ask of the kernel.
+$(VENV)/.filters: $(VENV)/.libraries packaging/filters.py privsep/sandbox/rules.py privsep/sandbox/seccomp.py
+	@$(PYTHON) packaging/filters.py --libexecdir $(VENV)/libexec/privsep-ga
+	@touch $@
+
 # The agent's processes never write a .pyc (a write can hang while file systems are frozen), so all are compiled here.
-$(VENV)/.compiled: $(VENV)/.programs $(SOURCES)
+$(VENV)/.compiled: $(VENV)/.programs $(VENV)/.filters $(SOURCES)
 	@$(PYTHON) -m compileall -q $(PACKAGES)
 	@touch $@
 

@@ -25,7 +25,7 @@ from privsep import channel, life, spawn, wiring
 from privsep.accounts import resolve
 from privsep.board import Board
 from privsep.children import Child
-from privsep.domains import BY_NAME, DOMAINS, NUMBER, SUPERVISOR_CAPS
+from privsep.domains import BY_NAME, DOMAINS, LANDLOCK, LANDLOCK_UNDECLARED, NUMBER, SUPERVISOR_CAPS
 from privsep.notify import Notifier
 from privsep.sandbox import caps
 
@@ -88,6 +88,7 @@ class Supervisor:
         self._by_fd: dict[int, tuple[Child, bool]] = {}  # fd -> (child, is it the pidfd)
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
         self._channel: channel.Channel | None = None
+        self._told_of_landlock = False
         self._armed = False
         self._recovery: tuple[int, int] | None = None  # pid, pidfd
         self._stopping = False
@@ -280,7 +281,7 @@ class Supervisor:
         name = child.row.name
         byte = data[:1]
         if byte == wiring.READY and child.life.state == life.STARTING:
-            self._ready(child)
+            self._ready(child, data[1] if len(data) > 1 else 0)
         elif name == "front" and child.up:
             self._front_asks(data[0])
         elif name == "fs" and byte in (wiring.ARM, wiring.ARM_WITHOUT_MARKER):
@@ -292,7 +293,11 @@ class Supervisor:
             self._disarm()
             child.tell(wiring.THAWED)
 
-    def _ready(self, child: Child) -> None:
+    def _ready(self, child: Child, level: int) -> None:
+        child.level = level
+        if level < LANDLOCK and not self._told_of_landlock:
+            self._told_of_landlock = True
+            self._log.warning(f"degraded: this kernel has level {level} of {LANDLOCK} of Landlock")
         if self._privileged:
             found = child.compare(self._available)
             if found:
@@ -534,6 +539,8 @@ class Supervisor:
         for child in self.children.values():
             if child.up:
                 lines.append(f"process {child.row.name} {child.pid}")
+                level = "none" if child.level == LANDLOCK_UNDECLARED else str(child.level)
+                lines.append(f"landlock {child.row.name} {level}")
             if child.life.restarts:
                 lines.append(f"restarts {child.row.name} {child.life.restarts}")
         if "deadline" in self._timers:
