@@ -98,6 +98,7 @@ def _live(name: str, filters: str, root: str) -> int:
             filters=filters,
             root=root,
             environ=os.environ,
+            settings=settings,
         )
     except (NotAsDeclared, OSError) as e:
         _say(f"{name}: the walls of its row cannot be put up: {e}")

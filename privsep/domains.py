@@ -44,7 +44,8 @@ class Domain:
     why         what the process is for
     paths       path -> (letters, why): what it may open after its walls are up, enforced by Landlock; None: no Landlock.
                 l list folders, r read files, w write files, x execute, c create, rename and remove files, d make folders,
-                n other changes of names, i ioctl on devices (`sandbox/landlock.py`).  "$NAME" is what the environment says
+                n other changes of names, i ioctl on devices (`sandbox/landlock.py`).  "$NAME" is what the environment says, "~" each
+                account's home (`sandbox/paths.py`)
     scoped      Landlock also keeps its signals and its connections to abstract sockets inside
     filtered    its system calls are filtered
     network     "host": the network namespace of the agent; "none": an empty one of its own
@@ -199,11 +200,34 @@ DOMAINS: Final = (
         "shuts down and suspends through the init system, as uid 0 without a capability",
         programs=True,
         paths={
-            "/": ("lrx", "the init system's programs and what they read"),
-            "/run": ("wcdn", "shutdown(8) leaves a note for logins and a request for init there"),
-            "/dev": ("wi", "terminals for the warning, the log, /dev/initctl"),
-            "/sys/power": ("w", "suspend without an init system"),
-            "/var": ("wcdn", "the record of logins, pm-utils' state and log"),
+            "/usr": ("lrx", "the init system's programs, and the libraries and texts of theirs"),
+            "/bin": ("lrx", "the same, where it is no link to /usr"),
+            "/sbin": ("lrx", "the same"),
+            "/lib": ("lrx", "the same"),
+            "/lib64": ("lrx", "the same"),
+            "/proc": ("lr", "shutdown(8) and systemctl(1) look at processes and at the mount table"),
+            "/sys": ("lr", "whether the machine can suspend"),
+            "/sys/power": ("w", "suspends without an init system"),
+            "/etc/ld.so.cache": ("r", "the loader"),
+            "/etc/ld.so.preload": ("r", "the loader"),
+            "/etc/passwd": ("r", "names of users in the warning"),
+            "/etc/nsswitch.conf": ("r", "the same"),
+            "/etc/group": ("r", "the same"),
+            "/etc/localtime": ("r", "the time in the log"),
+            "/etc/machine-id": ("r", "systemctl(1)"),
+            "/etc/systemd": ("lr", "systemctl(1)"),
+            "/etc/init.d": ("lrx", "shutdown(8) without systemd"),
+            "/etc/default": ("lr", "the same"),
+            "/etc/inittab": ("r", "the same"),
+            "/etc/pm": ("lrx", "pm-utils"),
+            "/run": ("lrwcdn", "a note for logins, a request for init, the init system's sockets"),
+            "/dev/null": ("rw", "programs' standard input"),
+            "/dev/initctl": ("w", "a request for init"),
+            "/dev/console": ("w", "the warning"),
+            "/dev/tty": ("w", "the warning"),
+            "/dev/pts": ("lw", "the warning"),
+            "/var/log": ("w", "the record of logins, pm-utils' log"),
+            "/var/lib/pm-utils": ("lrwcdn", "pm-utils' state"),
         },
         # Without systemd, poweroff(8) signals process 1.
         scoped=False,
@@ -235,11 +259,17 @@ DOMAINS: Final = (
         "sets passwords by chpasswd",
         programs=True,
         paths={
-            "/": ("lrx", "chpasswd and what it reads"),
-            "/etc": ("wcn", "shadow, its lock, its backup and its successor"),
-            "/dev": ("w", "null, the log"),
-            "/run": ("w", "PAM modules' notes"),
-            "/var": ("w", "PAM modules' notes"),
+            "/usr": ("lrx", "chpasswd, PAM modules and what they read"),
+            "/bin": ("lrx", "the same, where it is no link to /usr"),
+            "/sbin": ("lrx", "the same"),
+            "/lib": ("lrx", "the same"),
+            "/lib64": ("lrx", "the same"),
+            "/proc": ("lr", "libraries look at their own process, the kernel's settings and what entropy there is"),
+            "/etc": ("lrwcn", "shadow, its lock, its backup and its successor; PAM's settings"),
+            "/dev/null": ("rw", "programs' standard input"),
+            "/dev/urandom": ("r", "salt"),
+            "/run": ("lrw", "notes of PAM modules, the account database's services"),
+            "/var/lib/sss": ("lr", "the account database's services"),
         },
     ),
     Domain(
@@ -250,7 +280,17 @@ DOMAINS: Final = (
             "SETGID": "becomes the target user before it touches the home directory",
         },
         "reads and writes authorized_keys as the user they belong to",
-        paths={"/": ("lrwcd", "homes can be anywhere; the target user's own rights say what there is to write")},
+        paths={
+            "/home": ("lrwcd", "`.ssh` and authorized_keys; the target user's own rights say what there is to write"),
+            "~": ("lrwcd", "the same, for homes elsewhere"),
+            "/etc": ("r", "the account database"),
+            "/usr": ("r", "modules of the account database"),
+            "/lib": ("r", "the same, where it is no link to /usr"),
+            "/lib64": ("r", "the same"),
+            "/run": ("r", "the account database's services"),
+            "/var/lib/sss": ("lr", "the same"),
+            "/proc": ("r", "the same: the kernel's settings"),
+        },
     ),
     Domain(
         "file",

@@ -19,6 +19,7 @@ from __future__ import annotations
 import _signal
 import os
 import select
+import stat
 import time
 
 from privsep import channel, life, spawn, wiring
@@ -42,6 +43,7 @@ _LATER: Final = 1.0  # seconds after the thawer's deadline at which ours is
 _STOP_THAW: Final = 0.6  # seconds that a stop waits for the thaw, at each of two attempts
 _STOP_ALL: Final = 1.5  # seconds that a stop waits for the children
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
+_COPIED: Final = 64 * 1024  # bytes of the front's log in one second; what is more waits, then its lines are lost
 _RECOVERY: Final = 10.0  # seconds after which a recovery that hangs is reported and tried again
 
 
@@ -79,6 +81,7 @@ class Supervisor:
             self._available = caps.permitted(caps.parse_status(status.read(16384)))
         self._log_fd = spawn.above(os.dup(2))
         os.set_inheritable(self._log_fd, False)
+        self._front_log = _pipe() if stat.S_ISREG(os.fstat(self._log_fd).st_mode) else None
         self._board = Board.create()
         self._board.fd = spawn.above(self._board.fd)
         with open("/etc/passwd", "rb") as f:
@@ -105,6 +108,7 @@ class Supervisor:
     def run(self) -> int:
         """Until SIGTERM or SIGINT; the exit status.  Raises ChannelError when the channel cannot be opened."""
         self._take_signals()
+        self._watch_log()
         self._open()
         if self._privileged:
             self._limit()
@@ -124,6 +128,7 @@ class Supervisor:
             now = time.monotonic()
             for name in [n for n, (at, _) in self._timers.items() if at <= now]:
                 self._timers.pop(name)[1]()
+        self._copy_log()
         self._runfiles.remove_status()
         return 0
 
@@ -160,6 +165,8 @@ class Supervisor:
                 self._signal(number)
         elif self._recovery is not None and fd == self._recovery[1]:
             self._recovered()
+        elif self._front_log is not None and fd == self._front_log[0]:
+            self._copy_log()
         elif fd in self._by_fd:
             child, dead = self._by_fd[fd]
             if dead:
@@ -178,6 +185,29 @@ class Supervisor:
             self._stop()
         elif number == _signal.SIGHUP:
             self._log.warning("SIGHUP: the policy is read at start only; restart the agent to apply a change")
+
+    # -- the front's log: it may make no file longer, so what it says comes through a pipe and is copied as it is
+
+    def _watch_log(self) -> None:
+        if self._front_log is not None:
+            self._poll.register(self._front_log[0], select.POLLIN)
+
+    def _copy_log(self) -> None:
+        """Once a second, or when frozen not at all: the pipe keeps the rest."""
+        if self._front_log is None:
+            return
+        reader = self._front_log[0]
+        try:
+            self._poll.unregister(reader)
+        except KeyError:
+            pass  # it waits for its second
+        if self._board.frozen:
+            return  # `_disarm` looks at it again
+        try:
+            os.write(self._log_fd, os.read(reader, _COPIED))
+        except OSError:
+            pass  # nothing to read at the end, or a full disk
+        self._at("front log", 1.0, self._watch_log)
 
     # -- the channel
 
@@ -231,7 +261,7 @@ class Supervisor:
                 control=control,
                 policy=policy,
                 board=self._board.fd,
-                log=self._log_fd,
+                log=self._front_log[1] if name == "front" and self._front_log is not None else self._log_fd,
                 environ=spawn.environment(dict(os.environ), programs=child.row.programs),
             )
         except OSError as e:
@@ -407,6 +437,7 @@ class Supervisor:
         self._board.set_frozen(False)
         self._marker(False)
         self._log.flush()
+        self._watch_log()
         self._status()
         if self._stopping:
             self._stop_next()
@@ -546,3 +577,9 @@ class Supervisor:
         if "deadline" in self._timers:
             lines.append(f"deadline {self._timers['deadline'][0] - _LATER:.3f}")
         self._runfiles.write_status("\n".join(lines) + "\n")
+
+
+def _pipe() -> tuple[int, int]:
+    """Both ends where no dup2 target of a child hits them."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    return spawn.above(reader), spawn.above(writer)

@@ -15,7 +15,7 @@ import resource
 import _prctl
 
 from privsep.domains import LANDLOCK_UNDECLARED, Domain
-from privsep.sandbox import caps, kernel, landlock, seccomp
+from privsep.sandbox import caps, kernel, landlock, paths, seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,17 +46,26 @@ class Walls:
 
 
 def apply(
-    row: Domain, *, uid: int, gid: int, privileged: bool, filters: str, root: str = "", environ: Mapping[str, str]
+    row: Domain,
+    *,
+    uid: int,
+    gid: int,
+    privileged: bool,
+    filters: str,
+    root: str = "",
+    environ: Mapping[str, str],
+    settings: Mapping[str, str],
 ) -> Walls:
     """Raises NotAsDeclared or OSError; either must end the process.
 
-    `filters` is the folder of compiled filters, `root` stands before the row's paths (tests).  Not `privileged` (the agent
+    `filters` is the folder of compiled filters, `root` stands before the row's paths (tests), `settings` are those of the
+    policy slice.  Not `privileged` (the agent
     was not started by root): there is nothing to drop but what is left is taken away."""
     walls = Walls()
     status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     os.umask(0o077)
-    program = _filter(row, filters)
-    rules = _rules(row, root, environ)
+    program = filter_of(row, filters)
+    rules = rules_of(row, root=root, environ=environ, settings=settings)
     if row.network == "none":
         _leave_network(walls)
     _limits(row)
@@ -93,7 +102,8 @@ def _compare(row: Domain, text: bytes, *, uid: int, gid: int, mask: int, privile
         raise NotAsDeclared("; ".join(wrong))
 
 
-def _filter(row: Domain, folder: str) -> bytes | None:
+def filter_of(row: Domain, folder: str) -> bytes | None:
+    """The row's compiled filter; None where it has none.  Raises NotAsDeclared."""
     if not row.filtered:
         return None
     try:
@@ -102,16 +112,14 @@ def _filter(row: Domain, folder: str) -> bytes | None:
         raise NotAsDeclared(str(e)) from None
 
 
-def _rules(row: Domain, root: str, environ: Mapping[str, str]) -> landlock.Ruleset | None:
+def rules_of(
+    row: Domain, *, root: str, environ: Mapping[str, str], settings: Mapping[str, str]
+) -> landlock.Ruleset | None:
+    """The row's Landlock rules, not in force yet; None where it has none."""
     if row.paths is None:
         return None
     rules = landlock.Ruleset(scoped=row.scoped)
-    for path, (letters, _) in row.paths.items():
-        if path.startswith("$"):
-            path = environ.get(path[1:], "")
-            if not path:
-                continue
-        rules.allow((root + path) or "/", letters)
+    rules.allow_all(paths.expand(row, root=root, environ=environ, settings=settings))
     return rules
 
 
