@@ -13,13 +13,14 @@ PACKAGES := privsep protocol workers policy
 SOURCES := $(shell find $(PACKAGES) -name '*.py')
 PYTEST := $(PYTHON) -m pytest -q
 
-.PHONY: help setup test test-long test-vm lint format demo run clean
+.PHONY: help setup test test-long test-vm attack lint format demo run clean
 
 help:
 	@echo 'make setup      tools, $(VENV) and the programs in $(VENV)/bin (root: installs what the system lacks)'
 	@echo 'make test       every test but the long matrix and the virtual machine'
 	@echo 'make test-long  the long matrix'
 	@echo 'make test-vm    the tests that boot a virtual machine'
+	@echo 'make attack     what a process that was taken over can do, tried from inside each (root)'
 	@echo 'make lint       ruff, mypy --strict, the layers'
 	@echo 'make demo       one minute that shows what the agent promises (root)'
 	@echo 'make run        serve on a unix socket in a fresh folder'
@@ -55,6 +56,10 @@ test-long: setup
 
 test-vm: setup
 	@$(PYTEST) -m vm --timeout 3600 $(ARGS)
+
+# What comes through from inside each process (root; in a private root).
+attack: setup
+	@$(PYTHON) -m tests.sandbox.attack $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

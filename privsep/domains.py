@@ -265,7 +265,7 @@ DOMAINS: Final = (
             "/lib": ("lrx", "the same"),
             "/lib64": ("lrx", "the same"),
             "/proc": ("lr", "libraries look at their own process, the kernel's settings and what entropy there is"),
-            "/etc": ("lrwcn", "shadow, its lock, its backup and its successor; PAM's settings"),
+            "/etc": ("lrwc", "shadow, its lock, its backup and its successor; PAM's settings"),
             "/dev/null": ("rw", "programs' standard input"),
             "/dev/urandom": ("r", "salt"),
             "/run": ("lrw", "notes of PAM modules, the account database's services"),

@@ -206,7 +206,14 @@ _LOCAL_SOCKETS: Final = (
     *(Call("socket", "no network", Test(0, family), answer=EPERM) for family in (2, 10, 17, 40, 44)),
 )
 
-_PROGRAMS: Final = Filter(_MODULES, _OTHERS, _MOUNTS, _NO_NAMESPACES, _CLOCK, _LOCAL_SOCKETS, otherwise=ALLOW)
+_NO_TYPING: Final = (
+    Call("ioctl", "no keystrokes for a terminal", Test(1, 0x5412), answer=EPERM),  # TIOCSTI
+    Call("ioctl", "no keystrokes for a terminal", Test(1, 0x541C), answer=EPERM),  # TIOCLINUX
+)
+
+_PROGRAMS: Final = Filter(
+    _MODULES, _OTHERS, _MOUNTS, _NO_NAMESPACES, _CLOCK, _LOCAL_SOCKETS, _NO_TYPING, otherwise=ALLOW
+)
 
 
 FILTERS: Final = {
