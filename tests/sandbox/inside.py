@@ -43,14 +43,16 @@ def _take_away(without: frozenset[str]) -> None:
         os.setresuid = os.setresgid = _nothing
     if "caps" in without:
         real = os.setresuid
+        with open("/proc/self/status", "rb") as f:
+            held = caps.permitted(caps.parse_status(f.read()))
 
         def keep(*ids: int) -> None:
             _prctl.prctl(_prctl.PR_SET_KEEPCAPS, 1)
             real(*ids)
 
         def everything(mask: int, last: int) -> None:
-            every = list(range(last + 1))
-            _prctl.set_caps(every, every, [], [], [], every)
+            kept = [n for n in range(last + 1) if held >> n & 1]
+            _prctl.set_caps(kept, kept, [], [], [], kept)
 
         os.setresuid = keep
         caps.limit_bounding = _nothing
