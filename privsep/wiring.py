@@ -27,7 +27,7 @@ SLICE_FD: Final = 4
 BOARD_FD: Final = 5
 
 # One-byte messages of the control sockets.  `START` and `END` carry the domain's number in the low bits.
-READY: Final = b"R"
+READY: Final = b"R"  # and a second byte: the level of Landlock
 REOPEN: Final = b"\x01"
 START: Final = 0x40
 END: Final = 0x60
