@@ -86,7 +86,9 @@ class Compiler:
         if wanted.otherwise != rules.ALLOW:
             self._check(lib.seccomp_attr_set(self._context, FLTATR_ACT_BADARCH, badarch), "other architectures")
         else:
-            self._check(lib.seccomp_attr_set(self._context, FLTATR_ACT_BADARCH, action(rules.EPERM)), "other architectures")
+            self._check(
+                lib.seccomp_attr_set(self._context, FLTATR_ACT_BADARCH, action(rules.EPERM)), "other architectures"
+            )
         self._check(lib.seccomp_attr_set(self._context, FLTATR_CTL_OPTIMIZE, 2), "optimize")
         for call in wanted.calls:
             if call.answer != wanted.otherwise:

@@ -299,7 +299,12 @@ DOMAINS: Final = (
             "DAC_OVERRIDE": "reads and writes files whoever they belong to, as the policy that enables it says",
         },
         "opens, reads and writes files for the host",
-        paths={"/": ("lrwc", "whatever path the policy that enables it admits; no program is run and no name but a file made")},
+        paths={
+            "/": (
+                "lrwc",
+                "whatever path the policy that enables it admits; no program is run and no name but a file made",
+            )
+        },
         limits={"NOFILE": 1200},
     ),
     Domain(

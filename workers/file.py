@@ -184,7 +184,9 @@ def guest_file_read(ctx: Context, handle: int, count: int = 4096) -> dict[str, o
     return {"count": len(data), "buf-b64": data, "eof": eof}
 
 
-def guest_file_write(ctx: Context, handle: int, buf_b64: str | frame.Incoming, count: int | None = None) -> dict[str, object]:
+def guest_file_write(
+    ctx: Context, handle: int, buf_b64: str | frame.Incoming, count: int | None = None
+) -> dict[str, object]:
     """Writes the first `count` decoded bytes.  When only a part could be written the error says how much."""
     file = _find(ctx, handle)
     pieces = decode_all(buf_b64)

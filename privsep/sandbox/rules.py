@@ -344,7 +344,9 @@ FILTERS: Final = {
             Call("fchmod ftruncate fsync pwrite64", "its mode, its length, its safety"),
             Call("getrandom", "the name of the new file"),
             Call("setgroups setresgid setresuid capset", "becomes the user"),
-            Call("getuid geteuid getgid getegid getresuid getresgid getgroups capget", "sees that it has become the user"),
+            Call(
+                "getuid geteuid getgid getegid getresuid getresgid getgroups capget", "sees that it has become the user"
+            ),
             Call("alarm setitimer", "a child ends itself in time"),
             Call("kill", "a child that is late is ended by one that is the same user"),
             Call("socket", "the account database may be a service's (nscd, sssd, systemd-userdbd)", Test(0, _AF_UNIX)),

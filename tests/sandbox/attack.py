@@ -1,6 +1,6 @@
 """The attack table: which attack comes through from inside which process.  `make attack`, or
 
-    python -m tests.sandbox.attack [--write]        # prints; --write replaces expected.txt
+python -m tests.sandbox.attack [--write]        # prints; --write replaces expected.txt
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def cells(text: str) -> dict[tuple[str, str], str]:
     """(process, attack) -> outcome."""
     head, *rows = [line for line in text.splitlines() if not line.startswith("#")]
     names = head.split()
-    return {(n, row[: -11 * len(names)].strip()): c for row in rows for n, c in zip(names, row.split()[-len(names) :], strict=True)}
+    return {
+        (n, row[: -11 * len(names)].strip()): c
+        for row in rows
+        for n, c in zip(names, row.split()[-len(names) :], strict=True)
+    }
 
 
 def differences(found: str, expected: str) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from policy.seal import seal
-from privsep import spawn, wiring
+from privsep import spawn
 from privsep.accounts import resolve
 from privsep.board import Board
 from privsep.domains import BY_NAME

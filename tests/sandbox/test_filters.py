@@ -23,7 +23,7 @@ from tests.sandbox.stage import FILTERS
 from tests.support.agent import PROJECT
 
 sys.path.insert(0, str(PROJECT / "packaging"))
-import filters  # noqa: E402
+import filters
 
 MACHINE = os.uname().machine
 LAST = 470  # system call numbers of both machines end before

@@ -98,7 +98,9 @@ def test_megabytes_of_padding_and_of_short_lines_are_decoded(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("simd", KINDS)
-@given(text=st.text(alphabet="A/z=", max_size=40) | st.binary(max_size=60).map(lambda b: standard.b64encode(b).decode()))
+@given(
+    text=st.text(alphabet="A/z=", max_size=40) | st.binary(max_size=60).map(lambda b: standard.b64encode(b).decode())
+)
 def test_a_text_in_pieces_is_the_same_text(simd: bool, text: str) -> None:
     before, base64.SIMD = base64.SIMD, simd
     try:
