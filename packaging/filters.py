@@ -8,8 +8,8 @@ interpreter only.
     filters.py --libexecdir .venv/libexec/privsep-ga
     filters.py --show front            # the filter in words
 
-Facts: seccomp_init(3), seccomp_rule_add(3), seccomp_export_bpf(3).  Rules for a call that a machine does not have are passed over by
-`seccomp_rule_add` (not by `seccomp_rule_add_exact`).
+Facts: seccomp_init(3), seccomp_rule_add(3), seccomp_export_bpf(3).  Rules for a call that a machine does not have are passed
+over by `seccomp_rule_add` (not by `seccomp_rule_add_exact`).
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class Compiler:
         if wanted.otherwise != rules.ALLOW:
             self._check(lib.seccomp_attr_set(self._context, FLTATR_ACT_BADARCH, badarch), "other architectures")
         else:
-            self._check(lib.seccomp_attr_set(self._context, FLTATR_ACT_BADARCH, action(rules.EPERM)), "other architectures")
+            self._check(
+                lib.seccomp_attr_set(self._context, FLTATR_ACT_BADARCH, action(rules.EPERM)), "other architectures"
+            )
         self._check(lib.seccomp_attr_set(self._context, FLTATR_CTL_OPTIMIZE, 2), "optimize")
         for call in wanted.calls:
             if call.answer != wanted.otherwise:

@@ -59,13 +59,13 @@ def programs(python: str, modules: str, libraries: str, libexec: str) -> dict[tu
         return program(python, "-IS", modules, libraries, module, call)
 
     found = {
-        ("bin", "privsep-ga"): lean("privsep.cli", f"sys.exit(main(libexec={ascii(libexec)}))"),
+        ("bin", "privsep-ga"): lean("privsep.cli", f"sys.exit(main(libexec={libexec!a}))"),
         # The administrator's tool runs seldom and needs no more isolation than any other program.
         ("bin", "privsep-gactl"): program(python, "-I", modules, libraries, "privsep.ctl", "sys.exit(main())"),
         ("libexec", "recover"): lean("privsep.recover", "sys.exit(main())"),
     }
     for row in DOMAINS:
-        found["libexec", row.name] = lean("privsep.child", f"sys.exit(main({row.name!r}, {ascii(libexec + '/filters')}))")
+        found["libexec", row.name] = lean("privsep.child", f"sys.exit(main({row.name!r}, {libexec + '/filters'!a}))")
     return found
 
 

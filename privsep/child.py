@@ -103,7 +103,7 @@ def _live(name: str, filters: str, root: str) -> int:
     except (NotAsDeclared, OSError) as e:
         _say(f"{name}: the walls of its row cannot be put up: {e}")
         return EXIT_WALLS
-    sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    sys.stdin = sys.stdout = sys.stderr = None
     for missing in walls.missing:
         log.warning(f"degraded: {missing}")
     control.send(wiring.READY + bytes((walls.level,)))

@@ -58,9 +58,7 @@ def permitted(status: dict[str, list[str]]) -> int:
     return int("".join(status.get("CapPrm", [])) or "0", 16)
 
 
-def differences(
-    status: dict[str, list[str]], *, uid: int, gid: int, mask: int, filtered: bool = False
-) -> list[str]:
+def differences(status: dict[str, list[str]], *, uid: int, gid: int, mask: int, filtered: bool = False) -> list[str]:
     """What of the kernel's view is not as the row says; empty when all is."""
     found: list[str] = []
 

@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     from privsep.domains import Domain
 
 # Accounts of the system have "homes" that are no homes; nobody's keys are kept there.
-_NO_HOMES: Final = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/run")
+_NO_HOMES: Final = (
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/var/run",
+)
 
 
 def expand(

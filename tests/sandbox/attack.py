@@ -1,6 +1,6 @@
 """The attack table: which attack comes through from inside which process.  `make attack`, or
 
-    python -m tests.sandbox.attack [--write]        # prints; --write replaces expected.txt
+python -m tests.sandbox.attack [--write]        # prints; --write replaces expected.txt
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HEAD = (
     "# kill: the kernel ends the process.  no: refused by an error.  YES: it comes through.\n"
     "# hook and exec run the administrator's and the host's own programs and have no walls but no_new_privs.\n"
     "# supervisor: as it is where neither of these is enabled.\n"
-    "# FITRIM, TIOCSTI, clock_settime: YES means that the call reaches the kernel's own checks (SYS_ADMIN, a terminal, SYS_TIME).\n"
+    "# FITRIM, TIOCSTI, clock_settime: YES: the call reaches the kernel's own checks (of SYS_ADMIN, a terminal, SYS_TIME).\n"
     "# become root: power, hotplug, user and file are uid 0 already; what they may do with it is in the other lines.\n"
 )
 
@@ -38,7 +38,11 @@ def cells(text: str) -> dict[tuple[str, str], str]:
     """(process, attack) -> outcome."""
     head, *rows = [line for line in text.splitlines() if not line.startswith("#")]
     names = head.split()
-    return {(n, row[: -11 * len(names)].strip()): c for row in rows for n, c in zip(names, row.split()[-len(names) :], strict=True)}
+    return {
+        (n, row[: -11 * len(names)].strip()): c
+        for row in rows
+        for n, c in zip(names, row.split()[-len(names) :], strict=True)
+    }
 
 
 def differences(found: str, expected: str) -> list[str]:

@@ -160,7 +160,8 @@ ATTACKS = (
     Attack(
         "open_by_handle_at",
         lambda t: call("open_by_handle_at", -100, struct.pack("=Ii8x", 8, 1), 0),
-        errno.ESTALE, errno.EOPNOTSUPP,
+        errno.ESTALE,
+        errno.EOPNOTSUPP,
     ),
     Attack("perf_event_open", _perf),
     Attack("reboot", lambda t: call("reboot", 1, 2, 3, 0), errno.EINVAL),

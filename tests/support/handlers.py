@@ -44,7 +44,13 @@ FILTERS = str(Path(program()).resolve().parents[1] / "libexec" / "privsep-ga" / 
 
 
 def confined(
-    domain: str, function: Callable[[], Any], *, without: str = "", root: object = "", walls: bool = True, **settings: str
+    domain: str,
+    function: Callable[[], Any],
+    *,
+    without: str = "",
+    root: object = "",
+    walls: bool = True,
+    **settings: str,
 ) -> Any:
     """What `function` returns, or the exception it raises, in a child that is uid 0 with the row's capabilities and walls.
 
