@@ -13,7 +13,7 @@ PACKAGES := privsep protocol workers policy
 SOURCES := $(shell find $(PACKAGES) -name '*.py')
 PYTEST := $(PYTHON) -m pytest -q
 
-.PHONY: help setup test test-long test-vm faults lint format demo run clean
+.PHONY: help setup test test-long test-vm faults attack lint format demo run clean
 
 help:
 	@echo 'make setup      tools, $(VENV) and the programs in $(VENV)/bin (root: installs what the system lacks)'
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-long  the long matrix'
 	@echo 'make test-vm    the tests that boot a virtual machine'
 	@echo 'make faults     who dies when while file systems are frozen: the whole matrix, docs/fault-matrix.md (root)'
+	@echo 'make attack     what a process that was taken over can do, tried from inside each (root)'
 	@echo 'make lint       ruff, mypy --strict, the layers'
 	@echo 'make demo       one minute that shows what the agent promises (root)'
 	@echo 'make run        serve on a unix socket in a fresh folder'
@@ -38,8 +39,13 @@ $(VENV)/.programs: $(VENV)/.libraries packaging/launchers.py privsep/domains.py
 	@$(PYTHON) packaging/launchers.py --prefix $(VENV)
 	@touch $@
 
+# What each process may ask of the kernel.
+$(VENV)/.filters: $(VENV)/.libraries packaging/filters.py privsep/sandbox/rules.py privsep/sandbox/seccomp.py
+	@$(PYTHON) packaging/filters.py --libexecdir $(VENV)/libexec/privsep-ga
+	@touch $@
+
 # The agent's processes never write a .pyc (a write can hang while file systems are frozen), so all are compiled here.
-$(VENV)/.compiled: $(VENV)/.programs $(SOURCES)
+$(VENV)/.compiled: $(VENV)/.programs $(VENV)/.filters $(SOURCES)
 	@$(PYTHON) -m compileall -q $(PACKAGES)
 	@touch $@
 
@@ -54,6 +60,10 @@ test-vm: setup
 
 faults: setup
 	@$(PYTHON) -m tests.faults.matrix $(ARGS)
+
+# What comes through from inside each process (root; in a private root).
+attack: setup
+	@$(PYTHON) -m tests.sandbox.attack $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -64,7 +64,7 @@ def programs(python: str, modules: str, libraries: str, libexec: str) -> dict[tu
         ("libexec", "recover"): lean("privsep.recover", "sys.exit(main())"),
     }
     for row in DOMAINS:
-        found["libexec", row.name] = lean("privsep.child", f"sys.exit(main({row.name!r}))")
+        found["libexec", row.name] = lean("privsep.child", f"sys.exit(main({row.name!r}, {libexec + '/filters'!a}))")
     return found
 
 

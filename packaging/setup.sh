@@ -27,6 +27,7 @@ python() {
 }
 
 has_header() { echo "#include <$1>" | cc -E -x c - >/dev/null 2>&1; }
+has_library() { "$(python)" -c "import ctypes; ctypes.CDLL('$1')" 2>/dev/null; }
 has_python_header() {
     local include
     include=$("$(python)" -c 'import sysconfig; print(sysconfig.get_path("include"))') && [ -f "$include/Python.h" ]
@@ -39,7 +40,7 @@ gcc|command -v cc|building python-prctl
 libc6-dev|has_header stdio.h|building python-prctl
 python3-dev|has_python_header|building python-prctl
 libcap-dev|has_header sys/capability.h|building python-prctl
-libseccomp-dev|has_header seccomp.h|comparing the system call filters with libseccomp
+libseccomp2|has_library libseccomp.so.2|compiling the system call filters
 python3-venv|"$(python)" -c "import ensurepip, venv"|the virtual environment
 e2fsprogs|command -v mkfs.ext4|the freeze tests and the demo
 xfsprogs|command -v mkfs.xfs|the freeze tests and the demo

@@ -28,13 +28,13 @@ EXIT_BROKEN: Final = 70  # EX_SOFTWARE
 EXIT_WALLS: Final = 71  # the row's walls could not be put up
 
 
-def main(name: str, root: str = "") -> NoReturn:
-    """Be the child of that row.  `root` is for tests' own entry scripts."""
+def main(name: str, filters: str, root: str = "") -> NoReturn:
+    """Be the child of that row.  `filters`: the folder of compiled filters; `root` is for tests' own entry scripts."""
     for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE):
         _signal.signal(number, _signal.SIG_IGN)
     status = EXIT_BROKEN
     try:
-        status = _live(name, root)
+        status = _live(name, filters, root)
     except BaseException as e:  # the last stop: the type and place are told, never the values
         place = e.__traceback__
         while place is not None and place.tb_next is not None:
@@ -45,24 +45,26 @@ def main(name: str, root: str = "") -> NoReturn:
     os._exit(status)
 
 
+# The board, once there is one: behind the walls it could not be attached again.
+_boards: list[Board] = []
+
+
 def _say(text: str) -> None:
-    try:
-        if Board.attach(wiring.BOARD_FD).frozen:
-            return  # a write to a frozen disk would never end
-    except (OSError, ValueError):
-        pass  # there is no board yet, so nothing is frozen by us
+    if any(board.frozen for board in _boards):
+        return  # a write to a frozen disk would never end
     try:
         os.write(2, text.encode("utf-8", "replace") + b"\n")
     except OSError:
         pass
 
 
-def _live(name: str, root: str) -> int:
+def _live(name: str, filters: str, root: str) -> int:
     row = BY_NAME[name]
     control = wiring.adopt(wiring.CONTROL_FD)
     for fd in (wiring.CONTROL_FD, wiring.SLICE_FD, wiring.BOARD_FD):
         os.set_inheritable(fd, False)
     board = Board.attach(wiring.BOARD_FD)
+    _boards.append(board)
     allowed, settings = parse_slice(read_sealed(wiring.SLICE_FD))
     os.close(wiring.SLICE_FD)
     log = Log(2, name, verbose=settings.get("verbose") == "1", hold=lambda: board.frozen)
@@ -88,17 +90,23 @@ def _live(name: str, root: str) -> int:
 
     gc.freeze()
     try:
-        apply(
+        walls = apply(
             row,
             uid=int(settings.get("uid", "0")),
             gid=int(settings.get("gid", "0")),
             privileged=settings.get("privileged") == "1",
+            filters=filters,
+            root=root,
+            environ=os.environ,
+            settings=settings,
         )
     except (NotAsDeclared, OSError) as e:
         _say(f"{name}: the walls of its row cannot be put up: {e}")
         return EXIT_WALLS
     sys.stdin = sys.stdout = sys.stderr = None
-    control.send(wiring.READY)
+    for missing in walls.missing:
+        log.warning(f"degraded: {missing}")
+    control.send(wiring.READY + bytes((walls.level,)))
     run()
     log.flush()
     return 0

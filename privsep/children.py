@@ -22,7 +22,7 @@ class Child:
     `waiting` are (tag, descriptor) messages that go out once the process was found to be what its row says; the
     descriptors are owned until then."""
 
-    __slots__ = ("row", "life", "pid", "pidfd", "control", "waiting", "leaving", "uid", "gid", "killed")
+    __slots__ = ("row", "life", "pid", "pidfd", "control", "waiting", "leaving", "uid", "gid", "killed", "level")
 
     def __init__(self, row: Domain, uid: int, gid: int) -> None:
         self.row = row
@@ -33,6 +33,7 @@ class Child:
         self.waiting: list[tuple[bytes, int]] = []
         self.leaving = False  # it was told to end
         self.killed = False
+        self.level = 0  # of Landlock, as it says itself
         self.uid = uid
         self.gid = gid
 
@@ -98,7 +99,9 @@ class Child:
         except OSError as e:
             return [f"its status cannot be read: {e.strerror}"]
         mask = self.row.mask(available)
-        return caps.differences(caps.parse_status(text), uid=self.uid, gid=self.gid, mask=mask)
+        return caps.differences(
+            caps.parse_status(text), uid=self.uid, gid=self.gid, mask=mask, filtered=self.row.filtered
+        )
 
     def kill(self) -> None:
         """SIGKILL by pidfd: never another process, whatever became of the number."""

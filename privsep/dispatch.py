@@ -16,6 +16,7 @@ from privsep.domains import BY_NAME as DOMAIN
 from privsep.domains import Domain
 from protocol.commands import Command, verbs_of
 from protocol.errors import CommandError, ProtocolViolation, WorkerLost
+from protocol.text import LongText
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ UP: Final = "up"
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 _FD_SPACE: Final = _socket.CMSG_SPACE(8)  # for two, so that a second one is seen and not just lost
 
+_SMALL: Final = 4096  # bytes that are quicker copied than viewed
 # Where every datagram is received; what is kept of it is copied by the codec.
 _buffer: Final = bytearray(frame.DATAGRAM)
 _view: Final = memoryview(_buffer)
@@ -58,7 +60,7 @@ class Link:
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
         self.absent = False  # it is to be told that the host has gone
-        self._assembler = frame.Assembler()
+        self._assembler = frame.Assembler(walk=False)
         self._unsent: list[bytes | frame.Pieces] = []
         self._greeting = 0  # id of the hello that has not been answered
         self._probe = 0  # id of the question whether it is idle
@@ -81,7 +83,7 @@ class Link:
         self.used_at = now
         self.overdue = False
         self.unread = False
-        self._assembler = frame.Assembler()
+        self._assembler = frame.Assembler(walk=False)
         self._unsent = []
         self._probe = 0
         self._greeting = self._next_id()
@@ -107,11 +109,11 @@ class Link:
         arguments = request.arguments
         if command.takes:
             text = arguments.get(command.takes)
-            if type(text) is str and len(text) > frame.INLINE and text.isascii():
+            if type(text) is LongText or (type(text) is str and len(text) > frame.INLINE and text.isascii()):
                 rest = {name: value for name, value in arguments.items() if name != command.takes}
                 verb = self._verbs[command.name]
                 self._unsent += frame.encode([self.current_id, verb, rest, [command.takes, len(text)]])
-                self._unsent.append(frame.Pieces(text))
+                self._unsent.append(frame.Pieces(text.view() if type(text) is LongText else memoryview(text.encode())))
                 self.flush()
                 return
         self._send([self.current_id, self._verbs[command.name], arguments])
@@ -177,7 +179,7 @@ class Link:
         try:
             if not size:
                 raise EOFError
-            value = self._assembler.feed(_view[:size])
+            value = self._assembler.feed(_buffer[:size] if size <= _SMALL else _view[:size])
             if value is None:
                 return None
             if type(value) is not list or len(value) < 3 or type(value[0]) is not int or type(value[1]) is not bool:

@@ -5,8 +5,8 @@ in several when it is larger than `PART`; the first byte of each says whether mo
 
 Large base64 members (`bulk` in the command table) are not part of the frame.  No JSON or msgpack codec runs over them:
 
-* a request has a fourth element `[member, size]`; so many bytes of text follow in datagrams of `PART` bytes (`Pieces`,
-  `receive_bulk`), which cost less than a memfd that somebody would have to map and fill;
+* a request has a fourth element `[member, size]`; so many bytes of text follow in datagrams of `BULK_PART` bytes (`Pieces`,
+  `Incoming`), which cost less than a memfd that somebody would have to map and fill;
 * a reply's member is the bytes themselves, raw, or their number while the bytes are in a memfd: the reply's fourth element
   names those members in the memfd's order, and the descriptor comes with the same datagram.  The memfd is sealed, so
   what was checked stays as it is (`privsep/blob.py`).
@@ -22,13 +22,14 @@ buffer, some 212 kB by default.
 
 from __future__ import annotations
 
-import _socket
+from _functools import partial  # functools would bring collections
 
 from privsep.codec import pack, unpack
 from protocol.errors import ProtocolViolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Final
 
     from privsep.wiring import Socket
@@ -37,7 +38,8 @@ PART: Final = 128 * 1024  # bytes of payload in one datagram
 DATAGRAM: Final = PART + 1
 LIMIT: Final = 72 * 1024 * 1024  # bytes of one whole frame: the largest request the wire admits, with room to spare
 DEPTH: Final = 32  # containers inside each other; the deepest result in the command table has six
-INLINE: Final = 64 * 1024  # bytes of bulk data that travel inside the frame: a copy more, some system calls less
+BULK_PART: Final = 64 * 1024  # bytes of bulk text in one: whole groups of four, and several fit a socket
+INLINE: Final = 32 * 1024  # bytes of bulk data that travel inside the frame: a copy more, some system calls less
 
 # Verbs that are no command: the first frame of a connection, "do you hold state?", "that reply was written to the host",
 # "the host has closed the channel".
@@ -46,50 +48,74 @@ IDLE: Final = -2
 DELIVERED: Final = -3
 ABSENT: Final = -4
 
-_LAST: Final = b"\x00"
-_MORE: Final = b"\x01"
+_LAST: Final = 0
+_MORE: Final = 1
 
 
 def encode(value: object) -> list[bytes]:
     """The datagrams of one frame."""
     data = pack(value)
     if len(data) <= PART:
-        return [_LAST + data]
+        return [b"\0" + data]
     view = memoryview(data)
-    parts = [_MORE + view[i : i + PART] for i in range(0, len(data), PART)]
-    parts[-1] = _LAST + parts[-1][1:]
+    parts = [b"\1" + view[i : i + PART] for i in range(0, len(data), PART)]
+    parts[-1] = b"\0" + parts[-1][1:]
     return parts
 
 
 class Pieces:
-    """The datagrams of a bulk text, made one at a time; the text is ASCII."""
+    """The datagrams of a bulk text, one at a time."""
 
     __slots__ = ("_text", "_at")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: memoryview) -> None:
         self._text = text
         self._at = 0
 
-    def next(self) -> bytes:
-        """The datagram that is to be sent now; b"" when all are."""
-        return self._text[self._at : self._at + PART].encode("ascii")
+    def next(self) -> memoryview:
+        """The datagram that is to be sent now; empty when all are."""
+        return self._text[self._at : self._at + BULK_PART]
 
     def sent(self) -> None:
-        self._at += PART
+        self._at += BULK_PART
 
 
-def receive_bulk(socket: Socket, into: memoryview) -> bool:
-    """Fill `into` from a blocking socket; False at end of file.  Raises ProtocolViolation, OSError."""
-    at, size = 0, len(into)
-    while at < size:
-        wanted = min(PART, size - at)
-        count, _, flags, _ = socket.recvmsg_into([into[at : at + wanted]])
-        if not count:
-            return False
-        if count != wanted or flags & _socket.MSG_TRUNC:
-            raise ProtocolViolation("bulk data in datagrams of another size")
-        at += count
-    return True
+class FrontGone(BaseException):
+    """The front went away in the middle of a request.  Nobody but the worker's loop has a use for it."""
+
+
+class Incoming:
+    """The other end: a text of `size` bytes that is still in a blocking socket, read once, piece by piece.
+
+    Each piece is this process's own copy, and holds until the next is taken."""
+
+    __slots__ = ("size", "_left", "_socket", "_buffer")
+
+    def __init__(self, socket: Socket, size: int, buffer: bytearray) -> None:
+        self.size = size
+        self._left = size
+        self._socket = socket
+        self._buffer = buffer
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Pieces of BULK_PART bytes, the last one shorter.  Raises ProtocolViolation and FrontGone."""
+        view = memoryview(self._buffer)
+        while self._left:
+            try:
+                size = self._socket.recv_into(self._buffer)
+            except OSError:
+                size = 0
+            if not size:
+                raise FrontGone
+            if size != min(BULK_PART, self._left):
+                raise ProtocolViolation("bulk data in datagrams of another size")
+            self._left -= size
+            yield view[:size]
+
+    def drain(self) -> None:
+        """Take what is left, for a request that failed before it looked."""
+        for _ in self:
+            pass
 
 
 def bulk_of(value: object) -> tuple[str, int]:
@@ -138,51 +164,60 @@ def _check(value: object, depth: int) -> None:
         raise ProtocolViolation(f"type {kind.__name__}")
 
 
-def decode(data: bytes | bytearray | memoryview) -> object:
-    """One frame's value, checked; raises ProtocolViolation."""
+_unpack: Final = partial(
+    unpack,
+    raw=False,
+    strict_map_key=False,
+    object_pairs_hook=_no_duplicates,
+    ext_hook=_no_extension,
+    max_ext_len=0,
+)
+
+
+def decode(data: bytes | bytearray | memoryview, walk: bool = True) -> object:
+    """One frame's value, checked; raises ProtocolViolation.
+
+    Without `walk` the types in it are those of msgpack: for a reply, which protocol/wire.py walks over itself and which it
+    refuses for the same reasons."""
     try:
-        value = unpack(
-            data,
-            raw=False,
-            strict_map_key=False,
-            object_pairs_hook=_no_duplicates,
-            ext_hook=_no_extension,
-            max_ext_len=0,
-        )
+        value = _unpack(data)
     except ProtocolViolation:
         raise
     except Exception as e:  # msgpack raises ValueErrors of its own, struct errors, UnicodeDecodeError, RecursionError
         raise ProtocolViolation(f"not a frame: {type(e).__name__}") from None
-    _check(value, DEPTH)
+    if walk:
+        _check(value, DEPTH)
     return value
 
 
 class Assembler:
-    """Puts the datagrams of one direction together."""
+    """Puts the datagrams of one direction together.  `walk` is `decode`'s."""
 
-    __slots__ = ("_parts", "_limit")
+    __slots__ = ("_parts", "_limit", "_walk")
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = LIMIT, *, walk: bool = True) -> None:
         self._parts = bytearray()
         self._limit = limit
+        self._walk = walk
 
-    def feed(self, datagram: bytes | memoryview) -> object | None:
+    def feed(self, datagram: bytes | bytearray | memoryview) -> object | None:
         """The frame that this datagram completes, or None; a frame is never None itself.
 
         Raises ProtocolViolation."""
-        mark = datagram[:1]
-        if mark != _LAST and mark != _MORE:
-            raise ProtocolViolation("unknown mark")
-        if len(self._parts) + len(datagram) - 1 > self._limit:
-            raise ProtocolViolation("frame too large")
-        if mark == _LAST and not self._parts:
-            value = decode(datagram[1:])
-        else:
-            self._parts += memoryview(datagram)[1:]
+        mark = datagram[0] if len(datagram) else -1
+        parts = self._parts
+        if mark == _LAST and not parts:
+            value = decode(datagram[1:], self._walk)
+        elif mark == _LAST or mark == _MORE:
+            if len(parts) + len(datagram) - 1 > self._limit:
+                raise ProtocolViolation("frame too large")
+            parts += memoryview(datagram)[1:]
             if mark == _MORE:
                 return None
-            data, self._parts = self._parts, bytearray()
-            value = decode(data)
+            self._parts = bytearray()
+            value = decode(parts, self._walk)
+        else:
+            raise ProtocolViolation("unknown mark")
         if value is None:
             raise ProtocolViolation("empty frame")
         return value

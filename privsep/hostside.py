@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from privsep.wiring import Socket
 
-READ_SIZE: Final = 256 * 1024  # bytes at a time where much comes
-READ_FIRST: Final = 4 * 1024  # where little does
+# Bytes at a time; a request that comes whole is read the short way.  (privsep/spawn.py sees to it that this much is cheap.)
+READ_SIZE: Final = 256 * 1024
 LOOK_AGAIN: Final = 0.3  # seconds
 
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
@@ -31,14 +31,13 @@ class HostSide:
     `lost` is set when a read or write found the client or device gone; the owner clears it.
     `silent` is set when a device says that no host has it open; the owner sets `look_at` then."""
 
-    __slots__ = ("_listener", "_device", "_client", "_ended", "_size", "gone", "lost", "look_at", "silent")
+    __slots__ = ("_listener", "_device", "_client", "_ended", "gone", "lost", "look_at", "silent")
 
     def __init__(self) -> None:
         self._listener: Socket | None = None
         self._device = -1
         self._client: Socket | None = None
         self._ended = False  # the client has sent its last byte; it may still read
-        self._size = READ_FIRST  # of the next read
         self.silent = False
         self.gone = False
         self.lost = False
@@ -95,25 +94,20 @@ class HostSide:
 
     def read(self) -> bytes:
         """What has come; b"" when nothing has, and then `connected`, `ended`, `gone` or `silent` may have changed."""
-        size = self._size
         self.silent = False
         try:
             if self._client is not None:
-                data: bytes = self._client.recv(size)
+                data: bytes = self._client.recv(READ_SIZE)
                 if not data:
                     self._ended = True
             else:
-                data = os.read(self._device, size)
+                data = os.read(self._device, READ_SIZE)
                 self.silent = not data
         except _NOT_NOW:
             return b""
         except OSError:
             self._lost()
             return b""
-        if len(data) == size:
-            self._size = READ_SIZE
-        elif size != READ_FIRST and len(data) <= READ_FIRST:
-            self._size = READ_FIRST
         return data
 
     def write(self, data: bytes | bytearray) -> int:

@@ -8,7 +8,6 @@ worker ends.
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import time
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from privsep.log import Log
     from privsep.wiring import Socket
 
+_SMALL: Final = 4096  # bytes that are quicker copied than viewed
 _UNWANTED_MS: Final = 10_000
 
 
@@ -128,8 +128,10 @@ class Worker:
         while True:
             if watch is not None:
                 watched = watch(context)
-            if front != self._front_fd or (watch is not None and len(polled) != len(watched) + (front >= 0)) or not (
-                polled >= watched.keys()
+            if (
+                front != self._front_fd
+                or (watch is not None and len(polled) != len(watched) + (front >= 0))
+                or not (polled >= watched.keys())
             ):
                 front = self._front_fd
                 wanted = {front, *watched} - {-1}
@@ -207,7 +209,7 @@ class Worker:
             return False
         if not size:
             return False
-        value = self._assembler.feed(self._view[:size])
+        value = self._assembler.feed(self._buffer[:size] if size <= _SMALL else self._view[:size])
         return value is None or self._request(value)
 
     def _request(self, value: object) -> bool:
@@ -239,22 +241,20 @@ class Worker:
         return True
 
     def _with_bulk(self, number: int, verb: _Verb, arguments: dict[str, object], announced: object) -> bool:
-        """A request whose large argument follows.  It is here, and the front's no more, before anybody looks at it."""
+        """A request whose large argument follows, to be taken from the socket by the handler."""
         assert self._front is not None
         member, size = frame.bulk_of(announced)
         if member != verb.command.takes or member in arguments:
             raise ProtocolViolation("bulk data that the command does not take")
-        with mmap.mmap(-1, size) as page, memoryview(page) as text:
-            try:
-                if not frame.receive_bulk(self._front, text):
-                    return False
-            except OSError:
-                return False
-            self._execute(number, verb, arguments, text)
+        incoming = frame.Incoming(self._front, size, self._buffer)
+        try:
+            self._execute(number, verb, arguments, incoming)
+        except frame.FrontGone:
+            return False
         return True
 
     def _execute(
-        self, number: int, verb: _Verb, arguments: dict[str, object], bulk: memoryview | None = None
+        self, number: int, verb: _Verb, arguments: dict[str, object], bulk: frame.Incoming | None = None
     ) -> None:
         command = verb.command
         log = self._context.log
@@ -282,10 +282,14 @@ class Worker:
                 place = place.tb_next
             where = f"{os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}" if place else "?"
             log.error(f"{command.name}: {type(e).__name__} at {where}")
+            if isinstance(e, ProtocolViolation):
+                raise
             ok, value = (
                 False,
                 ["GenericError", f"{command.name} failed inside the agent ({type(e).__name__} at {where})"],
             )
+        if bulk is not None:
+            bulk.drain()
         if command.confirm:
             self._unconfirmed[number] = command
         if ok and command.gives:

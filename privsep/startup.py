@@ -10,6 +10,7 @@ import os
 
 from policy.seal import seal, slice_for
 from privsep import channel, rundir, statefile
+from privsep.domains import BY_NAME
 from privsep.log import Log
 from privsep.runfiles import RunFiles
 from privsep.supervisor import Supervisor
@@ -110,10 +111,11 @@ def _supervise(
         except OSError as e:
             log.warning(f"cannot {'make' if frozen else 'remove'} the frozen marker in {statedir}: {e.strerror}")
 
+    enabled = enabled_rows(policy, hook=bool(config.hook))
     supervisor = Supervisor(
         log=log,
         libexec=libexec,
-        enabled=enabled_rows(policy, hook=bool(config.hook)),
+        enabled=enabled,
         slices=sealed,
         open_channel=lambda: inherited or channel.open_channel(method, path),
         retry=config.retry,
@@ -124,6 +126,7 @@ def _supervise(
         policy_name=policy.name,
     )
     log.hold = lambda: supervisor._board.frozen
+    _wall(log, libexec, enabled)
     supervisor.start_front()
     for note in policy.notes:
         log.warning(note)
@@ -138,6 +141,22 @@ def _supervise(
         runfiles.remove_status()
         if rundir.is_instance(runfiles.directory) and runfiles.journal_clear():
             rundir.remove(runfiles.directory, runfiles.journal_path)
+
+
+def _wall(log: Log, libexec: str, enabled: frozenset[str]) -> None:
+    """The supervisor's own filter: what no row needs is refused to it and to all that it starts.
+
+    Not where an enabled row's programs are the administrator's or the host's own: they would inherit it.  Raises StartError."""
+    if os.geteuid() != 0 or not all(BY_NAME[name].filtered for name in enabled):
+        return
+    from privsep.sandbox import kernel, seccomp
+
+    try:
+        kernel.install_filter(seccomp.load(f"{libexec}/filters", NAME))
+    except seccomp.NoFilter as e:
+        raise StartError(str(e)) from None
+    except OSError as e:  # no CAP_SYS_ADMIN, as in a container
+        log.warning(f"degraded: the supervisor's own system calls are not filtered ({e.strerror})")
 
 
 def enabled_rows(policy: Policy, *, hook: bool) -> frozenset[str]:

@@ -19,13 +19,14 @@ from __future__ import annotations
 import _signal
 import os
 import select
+import stat
 import time
 
 from privsep import channel, life, spawn, wiring
 from privsep.accounts import resolve
 from privsep.board import Board
 from privsep.children import Child
-from privsep.domains import BY_NAME, DOMAINS, NUMBER, SUPERVISOR_CAPS
+from privsep.domains import BY_NAME, DOMAINS, LANDLOCK, LANDLOCK_UNDECLARED, NUMBER, SUPERVISOR_CAPS
 from privsep.notify import Notifier
 from privsep.sandbox import caps
 
@@ -42,6 +43,7 @@ _LATER: Final = 1.0  # seconds after the thawer's deadline at which ours is
 _STOP_THAW: Final = 0.6  # seconds that a stop waits for the thaw, at each of two attempts
 _STOP_ALL: Final = 1.5  # seconds that a stop waits for the children
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
+_COPIED: Final = 64 * 1024  # bytes of the front's log in one second; what is more waits, then its lines are lost
 _RECOVERY: Final = 10.0  # seconds after which a recovery that hangs is reported and tried again
 
 
@@ -79,6 +81,7 @@ class Supervisor:
             self._available = caps.permitted(caps.parse_status(status.read(16384)))
         self._log_fd = spawn.above(os.dup(2))
         os.set_inheritable(self._log_fd, False)
+        self._front_log = _pipe() if stat.S_ISREG(os.fstat(self._log_fd).st_mode) else None
         self._board = Board.create()
         self._board.fd = spawn.above(self._board.fd)
         with open("/etc/passwd", "rb") as f:
@@ -88,6 +91,7 @@ class Supervisor:
         self._by_fd: dict[int, tuple[Child, bool]] = {}  # fd -> (child, is it the pidfd)
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
         self._channel: channel.Channel | None = None
+        self._told_of_landlock = False
         self._armed = False
         self._recovery: tuple[int, int] | None = None  # pid, pidfd
         self._stopping = False
@@ -104,6 +108,7 @@ class Supervisor:
     def run(self) -> int:
         """Until SIGTERM or SIGINT; the exit status.  Raises ChannelError when the channel cannot be opened."""
         self._take_signals()
+        self._watch_log()
         self._open()
         if self._privileged:
             self._limit()
@@ -123,6 +128,7 @@ class Supervisor:
             now = time.monotonic()
             for name in [n for n, (at, _) in self._timers.items() if at <= now]:
                 self._timers.pop(name)[1]()
+        self._copy_log()
         self._runfiles.remove_status()
         return 0
 
@@ -159,6 +165,8 @@ class Supervisor:
                 self._signal(number)
         elif self._recovery is not None and fd == self._recovery[1]:
             self._recovered()
+        elif self._front_log is not None and fd == self._front_log[0]:
+            self._copy_log()
         elif fd in self._by_fd:
             child, dead = self._by_fd[fd]
             if dead:
@@ -177,6 +185,29 @@ class Supervisor:
             self._stop()
         elif number == _signal.SIGHUP:
             self._log.warning("SIGHUP: the policy is read at start only; restart the agent to apply a change")
+
+    # -- the front's log: it may make no file longer, so what it says comes through a pipe and is copied as it is
+
+    def _watch_log(self) -> None:
+        if self._front_log is not None:
+            self._poll.register(self._front_log[0], select.POLLIN)
+
+    def _copy_log(self) -> None:
+        """Once a second, or when frozen not at all: the pipe keeps the rest."""
+        if self._front_log is None:
+            return
+        reader = self._front_log[0]
+        try:
+            self._poll.unregister(reader)
+        except KeyError:
+            pass  # it waits for its second
+        if self._board.frozen:
+            return  # `_disarm` looks at it again
+        try:
+            os.write(self._log_fd, os.read(reader, _COPIED))
+        except OSError:
+            pass  # nothing to read at the end, or a full disk
+        self._at("front log", 1.0, self._watch_log)
 
     # -- the channel
 
@@ -230,7 +261,7 @@ class Supervisor:
                 control=control,
                 policy=policy,
                 board=self._board.fd,
-                log=self._log_fd,
+                log=self._front_log[1] if name == "front" and self._front_log is not None else self._log_fd,
                 environ=spawn.environment(dict(os.environ), programs=child.row.programs),
             )
         except OSError as e:
@@ -283,7 +314,7 @@ class Supervisor:
         name = child.row.name
         byte = data[:1]
         if byte == wiring.READY and child.life.state == life.STARTING:
-            self._ready(child)
+            self._ready(child, data[1] if len(data) > 1 else 0)
         elif name == "front" and child.up:
             self._front_asks(data[0])
         elif name == "fs" and byte in (wiring.ARM, wiring.ARM_WITHOUT_MARKER):
@@ -295,7 +326,11 @@ class Supervisor:
             self._disarm()
             child.tell(wiring.THAWED)
 
-    def _ready(self, child: Child) -> None:
+    def _ready(self, child: Child, level: int) -> None:
+        child.level = level
+        if level < LANDLOCK and not self._told_of_landlock:
+            self._told_of_landlock = True
+            self._log.warning(f"degraded: this kernel has level {level} of {LANDLOCK} of Landlock")
         if self._privileged:
             found = child.compare(self._available)
             if found:
@@ -393,7 +428,7 @@ class Supervisor:
             self._marker(True)
         self._armed = True
         self._board.set_frozen(True)
-        if self._auto_thaw > 0:
+        if self._auto_thaw > 0 and "deadline" not in self._timers:  # a hostile fs cannot put it off
             self._at("deadline", self._auto_thaw + _LATER, self._deadline)
         self._status()
         self.children["fs"].tell(wiring.ARM)
@@ -407,6 +442,7 @@ class Supervisor:
         self._board.set_frozen(False)
         self._marker(False)
         self._log.flush()
+        self._watch_log()
         self._status()
         if self._stopping:
             self._stop_next()
@@ -544,8 +580,16 @@ class Supervisor:
         for child in self.children.values():
             if child.up:
                 lines.append(f"process {child.row.name} {child.pid}")
+                level = "none" if child.level == LANDLOCK_UNDECLARED else str(child.level)
+                lines.append(f"landlock {child.row.name} {level}")
             if child.life.restarts:
                 lines.append(f"restarts {child.row.name} {child.life.restarts}")
         if "deadline" in self._timers:
             lines.append(f"deadline {self._timers['deadline'][0] - _LATER:.3f}")
         self._runfiles.write_status("\n".join(lines) + "\n")
+
+
+def _pipe() -> tuple[int, int]:
+    """Both ends where no dup2 target of a child hits them."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    return spawn.above(reader), spawn.above(writer)

@@ -27,7 +27,7 @@ SLICE_FD: Final = 4
 BOARD_FD: Final = 5
 
 # One-byte messages of the control sockets.  `START` and `END` carry the domain's number in the low bits.
-READY: Final = b"R"
+READY: Final = b"R"  # and a second byte: the level of Landlock
 REOPEN: Final = b"\x01"
 START: Final = 0x40
 END: Final = 0x60
@@ -58,7 +58,11 @@ def adopt(fd: int) -> Socket:
 
 def pair() -> tuple[Socket, Socket]:
     """A SEQPACKET pair, close-on-exec, blocking."""
-    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)  # type: ignore[return-value]
+    ends = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    for end in ends:
+        # As much as net.core.wmem_max admits, twice the default: bulk data then flows while the other end works.
+        end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 1 << 20)
+    return ends  # type: ignore[return-value]
 
 
 def stream_pair() -> tuple[Socket, Socket]:

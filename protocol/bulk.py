@@ -6,6 +6,7 @@ up to 64 KiB of it with a handful of C calls and tells what the lexer would have
 
 from __future__ import annotations
 
+from protocol import base64
 from protocol.lexis import MARKS, NEVER, is_scalar, mask
 
 TYPE_CHECKING = False
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 LARGEST: Final = 1 << 16
 LEAST: Final = 1 << 9  # below this the lexer is as quick
 
+_LONG: Final = 4096  # bytes of strings in it that are worth a look whether they are base64
 _DEPTH: Final = 64  # brackets opened and closed in the block that are nested deeper are left to the lexer
 
 # Structure with blanks for all but numbers and words.  Vertical tab and form feed would split what is not two tokens.
@@ -66,6 +68,9 @@ def measure(block: bytes) -> Measure | None:
         made.taken -= len(last) - keep
         outside[-1] = last[:keep]
     strings = b"".join(inside)
+    groups = len(strings) & ~3
+    if len(strings) > _LONG and base64.is_base64(strings[:groups]):
+        strings = strings[groups:]
     if len(strings) != len(strings.translate(None, NEVER)):
         return None
     structure = b'"'.join(outside)

@@ -37,12 +37,13 @@ class Command:
     limit     seconds until a worker that does not answer is killed and the request fails; 0: never
     confirm   the worker is told when the reply was written to the host (it keeps state that hangs on it)
     polled    hosts ask it all the time: counted, not logged line by line
+    secret    an argument is: nobody keeps a copy of such a request
     takes     the argument that is bulk data, "" if there is none
     gives     the members of the result that are bulk data
     """
 
     __slots__ = (
-        "name", "domain", "args", "returns", "since", "frozen", "replies", "limit", "confirm", "polled", "takes", "gives",
+        "name", "domain", "args", "returns", "since", "frozen", "replies", "limit", "confirm", "polled", "takes", "gives", "secret",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +69,7 @@ class Command:
         self.limit = limit
         self.confirm = confirm
         self.polled = polled
+        self.secret = any([a.secret for a in args])
         self.takes = next((a.name for a in args if a.bulk), "")
         self.gives = tuple([m.name for m in returns.members if m.bulk]) if type(returns) is Struct else ()
 

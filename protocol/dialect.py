@@ -73,6 +73,7 @@ _QUOTE, _APOSTROPHE = b"\"'"
 _BRACES: Final = {0x7B: 1, 0x7D: -1}
 _BRACKETS: Final = {0x5B: 1, 0x5D: -1}
 _WORD_KEPT: Final = 2048  # a word this long is wrong, and the rest of it is not even in the message
+_SCANNED: Final = 1 << 14  # bytes of a piece up to which the plain way is the quicker one whatever is in it
 _LINE: Final = 1 << 12  # bytes of a line to look at for plain requests when other lines are not plain
 
 
@@ -109,10 +110,12 @@ class Parser:
 
     __slots__ = (
         "_braces", "_brackets", "_events", "_left", "_number", "_quote", "_size", "_state", "_text", "_token",
-        "_tokens", "_uncounted", "_walk_to",
+        "_tokens", "_uncounted", "_walk_to", "_long_text",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, *, long_text: bool = False) -> None:
+        """With `long_text` values may have a LongText (protocol/text.py) for a long string."""
+        self._long_text = long_text
         self._events: list[Value | ParseError] = []
         self._left = PATIENCE  # errors that will still be answered
         self._state = _BETWEEN
@@ -147,7 +150,7 @@ class Parser:
             if self._state == _BETWEEN and not self._text:
                 if looked_to < 0:
                     looked_to = 0
-                    if data.isascii():
+                    if (end <= _SCANNED or data.find(b"\n", 0, _LINE) >= 0) and data.isascii():
                         text = plain.text_of(data)
                 if text is not None:
                     pos = self._plain(text, pos)
@@ -351,7 +354,7 @@ class Parser:
             text, tokens = self._text, self._tokens
             self._reset()
             try:
-                value = value_of(text, tokens)
+                value = value_of(text, tokens, self._long_text)
             except Malformed as e:
                 self._fail(e.desc)
             else:

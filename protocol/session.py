@@ -15,8 +15,9 @@ and comes back with `answered` or `failed`.  No clock, no sockets, no logging in
 * While frozen (the board says so) only the rows with `frozen` are allowed, whatever the policy says of them, as in
   qemu-ga: a blocked guest-ping works while frozen and is blocked again after.
 * A reply with bulk data is written piece by piece, as `output` empties; nothing else is answered or overtakes meanwhile.
-* A request that came alone to an idle session, and whose reply hangs on nothing but its bytes, is remembered by them with
-  its reply (`quick`): ping, info, time, host name, and syncs but for their number.
+* Hosts ask the same things again and again.  A short request that came alone is remembered by its bytes, so that it need not be
+  parsed again; where the reply hangs on nothing else it is remembered too (`quick`): ping, info, time, host name, and
+  syncs but for their number.
 * Replies that were written to the host are reported back for rows with `confirm`: `written` takes the number of bytes that
   the channel took and says which calls' replies are out.
 
@@ -33,6 +34,7 @@ from protocol.commands import BY_NAME, COMMANDS, Command
 from protocol.dialect import ParseError, Parser, Value
 from protocol.errors import CommandError
 from protocol.schema import check_arguments
+from protocol.text import LongText, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,17 +67,26 @@ _DIGITS: Final = 18  # of a sync's number, at most: those that are surely an int
 class Request:
     """One request that stands in the queue or is with a worker."""
 
-    __slots__ = ("command", "arguments", "id", "has_id", "error", "called", "muted", "call")
+    __slots__ = ("command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked")
 
-    def __init__(self) -> None:
+    def __init__(self, like: Request | None = None) -> None:
+        """A new one; with the command and the arguments of another, which have been checked."""
+        self.called = False
+        self.muted = False
+        self.call = 0  # the number under which its worker knows it
+        self.error: CommandError | None = None
+        if like is not None:
+            self.command = like.command
+            self.arguments = like.arguments
+            self.id = like.id
+            self.has_id = like.has_id
+            self.checked = True
+            return
         self.command: Command | None = None
         self.arguments: dict[str, object] = {}
         self.id: object = None
         self.has_id = False
-        self.error: CommandError | None = None
-        self.called = False
-        self.muted = False
-        self.call = 0  # the number under which its worker knows it
+        self.checked = False
 
 
 class Session:
@@ -109,7 +120,7 @@ class Session:
         self._refusal = refusal
         self._host_name = host_name
         self._clock_ns = clock_ns
-        self._parser = Parser()
+        self._parser = Parser(long_text=True)
         self._queue: list[Request] = []
         self.sync_at: float | None = None  # when the first sync in the queue may overtake
         self._info: dict[bool, bytes] = {}
@@ -118,7 +129,8 @@ class Session:
         self._stream: list[bytes | Payload] = []  # what is still to be written of the first request's reply
         self._streamed = 0  # bytes of its first element that were
         self._resting = True  # the parser is between requests, as at the start
-        self._known: dict[bytes, Answer] = {}  # whole requests
+        self._seen: dict[bytes, Request] = {}  # whole requests: what they are
+        self._known: dict[bytes, Answer] = {}  # whole requests: what is answered
         self._syncs: dict[bytes, tuple[bytes, bytes]] = {}  # syncs without their number: their replies without it
 
     # -- what the owner calls
@@ -153,7 +165,13 @@ class Session:
         return None
 
     def receive(self, data: bytes, now: float) -> None:
-        alone = not self._queue and not self.output and self._resting and not self._frozen()
+        alone = self._resting and not self._queue
+        if alone:
+            seen = self._seen.get(data)
+            if seen is not None:
+                self._queue.append(Request(seen))
+                self.advance(now)
+                return
         events = self._parser.feed(data)
         self._resting = self._parser.resting
         for event in events:
@@ -161,9 +179,11 @@ class Session:
                 request = Request()
                 request.error = CommandError(event.desc)
             else:
+                if len(data) > _SHORT:  # only then there may be long text
+                    _settle(event.value)
                 request = self._read(event.value)
             self._queue.append(request)
-        if alone and self._resting and len(data) <= _SHORT and len(self._known) + len(self._syncs) < _REMEMBERED:
+        if alone and self._resting and len(data) <= _SHORT and self._queue:
             self._remember(data, events)
         self.advance(now)
 
@@ -261,13 +281,27 @@ class Session:
             self._finished(self._queue[0], now)
 
     def _remember(self, data: bytes, events: list[Value | ParseError]) -> None:
-        """`data` alone made these events, and its request is about to be answered at once: keep the answer if it hangs on
-        nothing else."""
-        request = self._queue[-1] if self._queue else None
-        if request is None or request.command is None or request.error is not None or request.has_id:
+        """`data` came to an idle session and made these events; the last of them is the last in the queue.
+
+        Keep the request, which the same bytes will make again, and the answer where it hangs on nothing else."""
+        request = self._queue[-1]
+        if request.command is None or request.error is not None or request.command.secret:
             return
         name = request.command.name
-        if name not in self._allowed or any(isinstance(event, Value) for event in events[:-1]):
+        if name not in _SYNCS:
+            if len(events) != 1:
+                return
+            try:
+                request.arguments = check_arguments(request.command.args, request.arguments)
+            except CommandError:
+                return
+            request.checked = True
+            if len(self._seen) >= _REMEMBERED:
+                del self._seen[next(iter(self._seen))]
+            self._seen[data] = request
+        if request.command.domain != "front" or request.has_id or len(self._known) + len(self._syncs) >= _REMEMBERED:
+            return
+        if self._frozen() or name not in self._allowed or any(isinstance(event, Value) for event in events[:-1]):
             return
         if name in _SYNCS:
             number = request.arguments.get("id")
@@ -282,7 +316,7 @@ class Session:
                 line = wire.delimited(after) if name == "guest-sync-delimited" else after
                 head, _, tail = line.rpartition(b"0")
                 self._syncs[data[:at] + data[end:]] = (before + head, tail)
-        elif len(events) == 1 and not request.arguments:
+        elif not request.arguments:
             if name in ("guest-ping", "guest-info"):
                 self._known[data] = self._own(request)
             elif name in ("guest-get-time", "guest-get-host-name"):
@@ -328,7 +362,8 @@ class Session:
                 raise CommandError.disabled(command.name, FROZEN_REASON)
         elif command.name not in self._allowed:
             raise CommandError.disabled(command.name, self._refusal)
-        request.arguments = check_arguments(command.args, request.arguments)
+        if not request.checked:
+            request.arguments = check_arguments(command.args, request.arguments)
 
     def _own(self, request: Request) -> bytes:
         """The reply to a command that needs neither privilege nor file."""
@@ -411,6 +446,18 @@ class Session:
 def _is_number(digits: bytes) -> bool:
     """As JSON writes a number that is not negative, and surely an int64."""
     return digits.isdigit() and len(digits) <= _DIGITS and (digits[0] != 0x30 or len(digits) == 1)
+
+
+def _settle(value: object) -> None:
+    """Long text stays as it is where bulk data may be, and only there."""
+    keep = None
+    if type(value) is dict:
+        name, arguments = value.get("execute"), value.get("arguments")
+        command = BY_NAME.get(name) if type(name) is str else None
+        if command is not None and command.takes and type(arguments) is dict:
+            found = arguments.get(command.takes)
+            keep = found if type(found) is LongText else None
+    settle(value, keep)
 
 
 def _close_all(value: object) -> None:

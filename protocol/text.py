@@ -24,6 +24,46 @@ _SUSPECT: Final = (b"\xef\xb7", b"\xbf\xbe", b"\xbf\xbf")
 _NUL: Final = b"\xc0\x80"
 
 
+LONG: Final = 1 << 16  # bytes from which on a string may stay where it was lexed
+
+
+class LongText:
+    """A long string of a request, all ASCII and without escapes, as a part of the bytes that the parser kept.
+
+    Only for bulk data, which goes on as bytes: a `str` would be one more copy of tens of megabytes."""
+
+    __slots__ = ("_data", "_start", "_stop")
+
+    def __init__(self, data: bytearray, start: int, stop: int) -> None:
+        self._data = data
+        self._start = start
+        self._stop = stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __str__(self) -> str:
+        with memoryview(self._data) as view:
+            return str(view[self._start : self._stop], "ascii")
+
+    def view(self) -> memoryview:
+        return memoryview(self._data)[self._start : self._stop]
+
+
+def settle(value: object, keep: LongText | None = None) -> None:
+    """Make a `str` of each LongText inside a list or an object but for `keep`."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if type(one) is dict or type(one) is list:
+            for place, item in list(one.items() if type(one) is dict else enumerate(one)):
+                if type(item) is LongText:
+                    if item is not keep:
+                        one[place] = str(item)
+                elif type(item) is dict or type(item) is list:
+                    todo.append(item)
+
+
 def suspect(data: bytes | bytearray, start: int, stop: int) -> bool:
     """Whether a noncharacter may be in there."""
     lead, low, high = _SUSPECT

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from protocol import plain
 from protocol.lexis import LETTERS, SPACE, WINDOW, WINDOW_GROWS, run
-from protocol.text import NONCHARACTERS, decode, lenient
+from protocol.text import LONG, NONCHARACTERS, LongText, decode, lenient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,17 +39,19 @@ class Malformed(Exception):
         self.desc = "JSON parse error, " + what
 
 
-def value_of(text: bytearray, tokens: int) -> object:
-    """The value of a request of so many tokens; raises Malformed."""
+def value_of(text: bytearray, tokens: int, long_text: bool = False) -> object:
+    """The value of a request of so many tokens; raises Malformed.
+
+    With `long_text` long values of members may be a LongText, which owns `text` then."""
     if text[0] == _OPEN_DICT and len(text) < 64 * tokens:  # long strings are better cut out than decoded with the rest
         whole = plain.text_of(text)
         got = plain.scan(whole, 0, counted=True) if whole is not None else None
         if got is not None:
             return got[0]
-    return _parse(text)
+    return _parse(text, long_text and len(text) > LONG and text.isascii())
 
 
-def _parse(text: bytearray) -> object:
+def _parse(text: bytearray, long_text: bool) -> object:
     end = len(text)
     stack: list[tuple[list[object] | dict[str, object] | None, str]] = []
     container: list[object] | dict[str, object] | None = None
@@ -70,7 +72,7 @@ def _parse(text: bytearray) -> object:
         pos = token(pos)
         first = text[pos]
         if first in (_QUOTE, _APOSTROPHE):
-            value, pos = _string(text, pos)
+            value, pos = _string(text, pos, long_text and key is not _NO_KEY)
         elif first in (_OPEN_DICT, _OPEN_LIST):
             opened: list[object] | dict[str, object] = {} if first == _OPEN_DICT else []
             pos = token(pos + 1)
@@ -130,7 +132,7 @@ def _parse(text: bytearray) -> object:
             container, key = stack.pop()
 
 
-def _string(text: bytearray, start: int) -> tuple[str, int]:
+def _string(text: bytearray, start: int, long_text: bool) -> tuple[str | LongText, int]:
     """The string whose quote is at `start`, and the place after it."""
     quote = text[start]
     stop = text.find(quote, start + 1)
@@ -138,6 +140,8 @@ def _string(text: bytearray, start: int) -> tuple[str, int]:
         stop = text.find(quote, stop + 1)
     try:
         if text.find(_BACKSLASH, start + 1, stop) < 0:
+            if long_text and stop - start > LONG:
+                return LongText(text, start + 1, stop), stop + 1
             return decode(text, start + 1, stop), stop + 1
         return _unescape(text, start + 1, stop), stop + 1
     except ValueError:

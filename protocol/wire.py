@@ -183,7 +183,8 @@ def with_bulk(value: dict[str, object], bulk: tuple[str, ...], id: object = ABSE
         if name not in bulk:
             text += encode(member)
         elif type(member) is bytes:
-            text += b'"' + base64.encode(member) + b'"'
+            pieces += (text + b'"', base64.encode(member))
+            text = b'"'
         elif hasattr(member, "read"):
             pieces += (text + b'"', member)
             text = b'"'

@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import msgpack  # noqa: F401 - the whole package, before privsep.codec loads its C half alone
 import pytest
 
 from privsep.domains import CAPABILITIES

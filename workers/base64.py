@@ -17,6 +17,7 @@ from protocol.errors import CommandError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
 try:
@@ -32,16 +33,38 @@ _IS_NO_PAD: Final = bytes(0 if c == ord("=") else 1 for c in range(256))
 _SLICE: Final = 1 << 20  # characters decoded at a time in the lenient way, a multiple of four: bounds its memory
 
 
-def decode(text: str | memoryview) -> bytes:
-    """The bytes that the peer makes of `text`, which may be large and ASCII in memory of somebody's.
+def decode_all(text: str | Iterable[memoryview]) -> list[bytes]:
+    """The same of a text that comes in pieces (of whole groups, but for the last), each gone when the next comes.
 
-    Raises CommandError for a character that has no place in base64."""
+    Every piece has been looked at when it returns.  Raises CommandError as `decode` does."""
+    if isinstance(text, str):
+        return [decode(text)]
+    found: list[bytes] = []
+    rest = bytearray()
+    for piece in text:
+        if not rest:
+            try:
+                if not found or len(found[-1]) % 3 == 0:
+                    found.append(_strict(piece))
+                    continue
+            except ValueError:
+                pass
+            # Not canonical: what was decoded so far is, so its text is known.
+            for data in found:
+                rest += binascii.b2a_base64(data, newline=False)
+            found = []
+        rest += piece
+    return found if not rest else [decode(rest.decode("latin-1"))]
+
+
+def decode(text: str) -> bytes:
+    """The bytes that the peer makes of `text`.  Raises CommandError for a character that has no place in base64."""
     try:
         return _strict(text)
     except ValueError:  # binascii.Error is one, and what is raised for characters beyond ASCII
         pass
     try:
-        raw = text.encode("ascii") if isinstance(text, str) else bytes(text)
+        raw = text.encode("ascii")
     except UnicodeEncodeError:
         raw = b"\0"
     if raw.translate(None, _VALID):

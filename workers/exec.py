@@ -13,8 +13,9 @@ from __future__ import annotations
 import _signal
 import os
 
+from privsep import frame
 from protocol.errors import CommandError
-from workers.base64 import decode
+from workers.base64 import decode_all
 from workers.children import Child, Children
 from workers.launch import Account, launch
 
@@ -90,12 +91,12 @@ def guest_exec(
     path: str,
     arg: list[str] | None = None,
     env: list[str] | None = None,
-    input_data: str | memoryview | None = None,
+    input_data: str | frame.Incoming | None = None,
     capture_output: bool | str = False,
 ) -> dict[str, object]:
     """Starts a program and does not wait for it."""
     table = _table(ctx)
-    data = decode(input_data) if input_data is not None else b""
+    data = b"".join(decode_all(input_data)) if input_data is not None else b""
     if table.refusal:
         raise CommandError(table.refusal)
     table.children.service(ctx)  # what has ended makes room

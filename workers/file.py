@@ -21,7 +21,7 @@ import os
 
 from privsep import blob, frame
 from protocol.errors import CommandError
-from workers.base64 import decode
+from workers.base64 import decode_all
 from workers.counter import FIRST, HandleCounter
 
 TYPE_CHECKING = False
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MOST: Final = 1024  # files open at once
 LARGEST_READ: Final = 48 << 20  # bytes; as the peer, whose base64 text must fit its 64 MiB token
 _PIECE: Final = 256 << 10  # bytes asked for at a time after a short read
+_IOV_MAX: Final = 1024  # buffers of one writev
 _NEW_FILE_MODE: Final = 0o666
 _ALWAYS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -183,24 +184,27 @@ def guest_file_read(ctx: Context, handle: int, count: int = 4096) -> dict[str, o
     return {"count": len(data), "buf-b64": data, "eof": eof}
 
 
-def guest_file_write(ctx: Context, handle: int, buf_b64: str | memoryview, count: int | None = None) -> dict[str, object]:
+def guest_file_write(
+    ctx: Context, handle: int, buf_b64: str | frame.Incoming, count: int | None = None
+) -> dict[str, object]:
     """Writes the first `count` decoded bytes.  When only a part could be written the error says how much."""
     file = _find(ctx, handle)
-    data: bytes | memoryview = decode(buf_b64)
+    pieces = decode_all(buf_b64)
+    size = sum(map(len, pieces))
     if count is None:
-        count = len(data)
-    elif not 0 <= count <= len(data):
+        count = size
+    elif not 0 <= count <= size:
         raise CommandError(f"value '{count}' is invalid for argument count")
-    elif count < len(data):
-        data = memoryview(data)[:count]
+    elif count < size:
+        pieces = [b"".join(pieces)[:count]]
     done = 0
     try:
         if file.writable and len(file.pending) + count < _table(ctx).buffer:
-            file.pending += data
+            file.pending += b"".join(pieces)
         else:
             _flush(file)
             while done < count:
-                done += os.write(file.fd, data if not done else memoryview(data)[done:])
+                done += _write(file.fd, pieces, done)
     except OSError as e:
         part = f" ({done} of {count} bytes were written)" if done else ""
         raise CommandError(CommandError.from_errno("failed to write to file", e.errno or 0).desc + part) from None
@@ -274,6 +278,17 @@ def _give_mode(fd: int, name: bytes, path: str, mode: str) -> None:
             pass  # it stays, empty and with no permissions
         failed = f"failed to set permission 0{_NEW_FILE_MODE:03o} on new file '{path}' (mode: '{mode}')"
         raise CommandError.from_errno(failed, e.errno or 0) from None
+
+
+def _write(fd: int, pieces: list[bytes], done: int) -> int:
+    """One write of what comes after the first `done` bytes of all pieces; how many it wrote.  Raises OSError."""
+    if not done and len(pieces) <= _IOV_MAX:
+        return os.write(fd, pieces[0]) if len(pieces) == 1 else os.writev(fd, pieces)
+    for piece in pieces:
+        if done < len(piece):
+            return os.write(fd, memoryview(piece)[done:])
+        done -= len(piece)
+    return 0
 
 
 def _flush(file: OpenFile) -> None:

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from privsep.runtime import Context
 
 
+def prepare(ctx: Context) -> None:
+    """Have the C library load the modules of the account database: later none can be mapped to be executed."""
+    try:
+        pwd.getpwuid(0)
+        os.getgrouplist("root", 0)
+    except (KeyError, OSError):
+        pass  # asked for their side effect only
+
+
 def guest_ssh_get_authorized_keys(ctx: Context, username: str) -> dict[str, object]:
     """The user's keys, the last line of the file first."""
     account = _lookup(ctx, username)

@@ -58,7 +58,7 @@ def permitted(status: dict[str, list[str]]) -> int:
     return int("".join(status.get("CapPrm", [])) or "0", 16)
 
 
-def differences(status: dict[str, list[str]], *, uid: int, gid: int, mask: int) -> list[str]:
+def differences(status: dict[str, list[str]], *, uid: int, gid: int, mask: int, filtered: bool = False) -> list[str]:
     """What of the kernel's view is not as the row says; empty when all is."""
     found: list[str] = []
 
@@ -73,4 +73,6 @@ def differences(status: dict[str, list[str]], *, uid: int, gid: int, mask: int) 
         want = 0 if name in ("CapInh", "CapAmb") else mask
         compare(name, f"{want:016x}", "".join(status.get(name, [])))
     compare("NoNewPrivs", "1", "".join(status.get("NoNewPrivs", [])))
+    if filtered:
+        compare("Seccomp", "2", "".join(status.get("Seccomp", [])))
     return found

@@ -19,6 +19,7 @@ import pytest
 
 from privsep.runtime import Context
 from protocol.errors import CommandError
+from tests.support.handlers import bulk
 from workers import children
 from workers import exec as worker
 
@@ -88,7 +89,7 @@ def b64(data: bytes) -> str:
 
 
 def out(status: dict[str, object], name: str = "out-data") -> bytes:
-    return base64.b64decode(str(status[name]))
+    return bulk(status[name])
 
 
 def run(ctx: Context, path: str, *arg: str, **more: object) -> dict[str, object]:

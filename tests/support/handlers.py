@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import _prctl
 
+from privsep.blob import Sealed
 from privsep.domains import BY_NAME, CAPABILITIES
-from privsep.sandbox import caps
+from privsep.sandbox import caps, kernel
+from privsep.sandbox.apply import filter_of, rules_of
+from tests.support.agent import program
 
 
 class Lines:
@@ -37,11 +42,39 @@ class BareContext:
         return self.settings.get(name, default)
 
 
-def confined(domain: str, function: Callable[[], Any], *, without: str = "") -> Any:
-    """What `function` returns, or the exception it raises, in a child that is uid 0 with the row's capabilities only.
+def bulk(member: object) -> bytes:
+    """The bytes of a bulk member of a result (privsep/frame.py), in a memfd or not; the memfd is closed."""
+    if isinstance(member, Sealed):
+        assert fcntl.fcntl(member.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+        assert os.fstat(member.fd).st_size == member.size
+        data = os.pread(member.fd, member.size, 0)
+        os.close(member.fd)
+        return data
+    assert isinstance(member, (bytes, bytearray))
+    return bytes(member)
 
-    `without` takes one of them away: the other side of the rule."""
+
+FILTERS = str(Path(program()).resolve().parents[1] / "libexec" / "privsep-ga" / "filters")
+
+
+def confined(
+    domain: str,
+    function: Callable[[], Any],
+    *,
+    without: str = "",
+    root: object = "",
+    walls: bool = True,
+    **settings: str,
+) -> Any:
+    """What `function` returns, or the exception it raises, in a child that is uid 0 with the row's capabilities and walls.
+
+    `without` takes a capability away: the other side of the rule.  `root` is a folder that plays `/`, `walls` False leaves
+    Landlock and the filter away (for a test that looks around inside), `settings` are the
+    policy slice's.  AssertionError when the filter ends the child."""
+    row = BY_NAME[domain]
     mask = sum(1 << CAPABILITIES[name] for name in BY_NAME[domain].caps if name != without)
+    rules = rules_of(row, root=str(root), environ=os.environ, settings=settings) if walls else None
+    bpf = filter_of(row, FILTERS) if walls else None
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -55,14 +88,20 @@ def confined(domain: str, function: Callable[[], Any], *, without: str = "") -> 
             with open("/proc/self/status") as status:
                 held = dict(line.split(":\t") for line in status.read().splitlines() if line.startswith("Cap"))
             assert {int(held[s], 16) for s in ("CapPrm", "CapEff", "CapBnd")} == {mask}
+            if rules is not None:
+                rules.enforce()
+            if bpf is not None:
+                kernel.install_filter(bpf)
             answer = function()
         except BaseException as e:
             answer = e
-        with os.fdopen(writer, "wb") as f:
-            f.write(pickle.dumps(answer))
+        data = pickle.dumps(answer)
+        while data:  # no file object: the interpreter would ask whether it is a terminal
+            data = data[os.write(writer, data) :]
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as f:
         data = f.read()
-    os.waitpid(pid, 0)
+    status = os.waitpid(pid, 0)[1]
+    assert not os.WIFSIGNALED(status), f"the row's walls end it: signal {os.WTERMSIG(status)}"
     return pickle.loads(data)

@@ -78,7 +78,7 @@ def test_a_processor_that_may_not_be_written_fails_even_when_nothing_is_to_be_do
     from tests.support.handlers import confined
 
     os.chown(file, 65534, 65534)
-    answer = confined("hotplug", lambda: guest_set_vcpus(ctx, vcpus((1, True))))
+    answer = confined("hotplug", lambda: guest_set_vcpus(ctx, vcpus((1, True))), root=ctx.root)
     assert isinstance(answer, CommandError)
     assert answer.desc == 'open("/sys/devices/system/cpu/cpu1//online"): Permission denied'
 
@@ -87,7 +87,7 @@ def test_a_processor_that_may_not_be_written_fails_even_when_nothing_is_to_be_do
 def test_uid_0_without_any_capability_is_enough(ctx: BareContext) -> None:
     from tests.support.handlers import confined
 
-    assert confined("hotplug", lambda: guest_set_vcpus(ctx, vcpus((1, False)))) == 1
+    assert confined("hotplug", lambda: guest_set_vcpus(ctx, vcpus((1, False))), root=ctx.root) == 1
     assert content(ctx, f"{CPU}/cpu1/online")[0] == "0"
 
 
