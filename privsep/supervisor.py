@@ -96,6 +96,7 @@ class Supervisor:
         self._recovery: tuple[int, int] | None = None  # pid, pidfd
         self._stopping = False
         self._done = False
+        self._failed = False
         self._notifier = Notifier(os.environ)
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -130,7 +131,7 @@ class Supervisor:
                 self._timers.pop(name)[1]()
         self._copy_log()
         self._runfiles.remove_status()
-        return 0
+        return 1 if self._failed else 0
 
     def _take_signals(self) -> None:
         for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
@@ -400,7 +401,12 @@ class Supervisor:
         if self._stopping:
             self._stop_next()
             return
-        if name == "front":
+        if name == "front" and how == "exit status 71":
+            # EX_OSERR, privsep/child.py: its walls cannot be put up, and no other try would change that.
+            self._log.error("the agent cannot run without the front's walls and ends")
+            self._failed = True
+            self._stop()
+        elif name == "front":
             self._front_died()
         elif name == "fs":
             self._fs_died()

@@ -50,7 +50,7 @@ class Lesser(Agent):
             "capability": capability,
         }
         for row in DOMAINS:
-            call = f"from privsep.child import main; main({row.name!r})"
+            call = f"from privsep.child import main; main({row.name!r}, {str(self._folder / 'filters')!r})"
             (self._folder / row.name).write_text(ENTRY.format(**values, call=call))
         self._program = Path(self.directory) / "agent"
         call = f"from privsep.cli import main; sys.exit(main(libexec={str(self._folder)!r}))"

@@ -53,7 +53,8 @@ class Points:
         self._held: socket.socket | None = None
         self.libexec = f"{self.folder}/libexec"
         os.mkdir(self.libexec)
-        for script in LIBEXEC.iterdir():
+        os.symlink(LIBEXEC / "filters", f"{self.libexec}/filters")
+        for script in filter(Path.is_file, LIBEXEC.iterdir()):
             self._script(script, f"{self.libexec}/{script.name}", script.name, variant)
         self.program = f"{self.folder}/privsep-ga"
         self._script(PROGRAM, self.program, "supervisor", variant)
