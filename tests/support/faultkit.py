@@ -54,6 +54,9 @@ class Points:
         self.libexec = f"{self.folder}/libexec"
         os.mkdir(self.libexec)
         for script in LIBEXEC.iterdir():
+            if script.is_dir():
+                os.symlink(script, f"{self.libexec}/{script.name}")
+                continue
             self._script(script, f"{self.libexec}/{script.name}", script.name, variant)
         self.program = f"{self.folder}/privsep-ga"
         self._script(PROGRAM, self.program, "supervisor", variant)
@@ -118,6 +121,8 @@ class FaultAgent(Agent):
 
     watchdog  seconds of silence after which its service manager kills it, 0: it has none
     """
+
+    GROUP = 0
 
     def __init__(self, points: Points, *args: str, directory: str | None = None, watchdog: float = 0.0) -> None:
         self.points = points
@@ -307,7 +312,9 @@ class Writers:
 
 
 def signal_all(pids: list[int], number: int) -> None:
-    """Send it to each at once, then wait until it has worked (dead or stopped; a SIGTERM may be ignored)."""
+    """Send it to each at once, then wait until it has worked (dead or stopped; a SIGTERM may be ignored).
+
+    The supervisor comes last: its end makes the process group an orphan, and the kernel continues what is stopped there."""
     if number in (signal.SIGKILL, signal.SIGSEGV) and len(pids) > 1:
         for pid in pids:  # so that none of them sees another's death
             with contextlib.suppress(ProcessLookupError):
