@@ -182,10 +182,9 @@ class Manager:
                 self._socket.recv(64)
                 heard = time.monotonic()
             if heard and time.monotonic() - heard > self._seconds:
+                # All at once, as by cgroup.kill: the supervisor's end alone would have the kernel continue the others.
                 tree = list(self._agent.processes().values())
-                for pid in tree:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                os.killpg(self._agent.pid, signal.SIGKILL)
                 end = time.monotonic() + 5
                 while any(state(pid) not in ("", "Z", "X") for pid in tree) and time.monotonic() < end:
                     time.sleep(0.005)
@@ -293,7 +292,7 @@ class Writers:
             time.sleep(0.005)
 
     def settle(self, limit: float = 5.0) -> bool:
-        """Until no write is on its way."""
+        """Until no write is on its way.  ValueError when a writer failed, as on a file system that became read-only."""
         end = time.monotonic() + limit
         while any(w.asked is not None for w in self.all) and (left := end - time.monotonic()) > 0:
             for fd in select.select([w.fd for w in self.all if w.asked is not None], [], [], left)[0]:
