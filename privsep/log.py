@@ -139,7 +139,16 @@ def printable(text: str) -> str:
     """The text on one line with nothing that a terminal or a log reader would obey."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    """As Python writes it in a string; not by its codec, a module that would have to be imported now, frozen or behind walls."""
+    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character)
+    number = ord(character)
+    return short or (
+        f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    )
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:

@@ -43,7 +43,11 @@ Who thaws when something dies (P: by whom it is noticed):
 From the first FIFREEZE to the last FITHAW nothing is imported, opened for writing or logged to a disk, threads and memory are
 there already, and memory is locked: the disk that a page would have to come from may be the frozen one.
 
-A regret: a freeze that is in flight in the kernel cannot be called off.  What it waits for is thawed by the thawer at the
+A regret: a process that gets SIGKILL while it is in FITHAW on a btrfs can cost that file system: the kernel reads the super block
+again there, takes the interruption for a damage and makes it read-only until it is mounted anew (seen on 6.18).  So nobody here
+is killed for being slow to thaw before others have had their time.
+
+Another: a freeze that is in flight in the kernel cannot be called off.  What it waits for is thawed by the thawer at the
 deadline, and until then the host waits for its answer.
 """
 

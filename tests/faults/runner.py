@@ -97,7 +97,7 @@ class Bench:
             agents: list[FaultAgent] = []
             try:
                 _Runner(run, out, points, writers, self.points, agents).go()
-            except (AgentError, EOFError, OSError, RuntimeError, AssertionError, KeyError) as e:
+            except (AgentError, EOFError, OSError, RuntimeError, AssertionError, KeyError, ValueError) as e:
                 out.red.append(f"{type(e).__name__}: {e}"[:600])
             finally:
                 for agent in agents:
@@ -105,11 +105,16 @@ class Bench:
                 left = self.fs.thaw()
                 if left:
                     out.red.append(f"left frozen: {', '.join(os.path.basename(p) for p in left)}")
-                writers.settle()
+                with contextlib.suppress(ValueError):
+                    writers.settle()
                 if out.red and agents:
                     out.red.append(
                         "log: " + " | ".join(line.partition(" ")[2] for line in agents[0].log().splitlines()[-12:])
                     )
+        if out.red:  # whatever became of them
+            self.fs.unmount()
+            self.fs = LoopFs(*cells.FILE_SYSTEMS)
+            self.points = self.fs.points
         out.seconds = time.monotonic() - begun
         return out
 

@@ -161,6 +161,8 @@ class Agent:
     """
 
     NAME = "supervisor"
+    # None: the test's process group.  In one of its own the kernel continues stopped members when the supervisor dies.
+    GROUP: int | None = None
 
     def __init__(self, *args: str, directory: str | None = None, env: dict[str, str] | None = None) -> None:
         self._args = args
@@ -186,7 +188,7 @@ class Agent:
                 stderr=log,
                 env=self._env,
                 cwd="/",
-                process_group=0,
+                process_group=self.GROUP,
             )
         end = time.monotonic() + limit
         while True:
