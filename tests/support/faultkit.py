@@ -54,6 +54,9 @@ class Points:
         self.libexec = f"{self.folder}/libexec"
         os.mkdir(self.libexec)
         for script in LIBEXEC.iterdir():
+            if script.is_dir():
+                os.symlink(script, f"{self.libexec}/{script.name}")  # the filters
+                continue
             self._script(script, f"{self.libexec}/{script.name}", script.name, variant)
         self.program = f"{self.folder}/privsep-ga"
         self._script(PROGRAM, self.program, "supervisor", variant)
