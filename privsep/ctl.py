@@ -187,7 +187,7 @@ def run_status(options: argparse.Namespace) -> int:
     print(f"policy   {report.policy}")
     print(f"frozen   {'yes' if report.frozen else 'no'}{'' if left is None else f', thaws by itself in {left} s'}")
     print(f"rundir   {directory}\n")
-    table = [["PROCESS", "PID", "UID", "HOLDS", "BOUND", "NNP", "SECCOMP", "NAMESPACES", "FDS", "MEMORY", "AGE"]]
+    table = [["PROCESS", "PID", "UID", "HOLDS", "BOUND", "NNP", "SECCOMP", "LANDLOCK", "NAMESPACES", "FDS", "MEMORY", "AGE"]]
     table += [_cells(row) for row in rows]
     _print_table(table)
     for row in rows:
@@ -211,6 +211,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         ",".join(row["capabilities"]["bounding"]) or "none",
         "yes" if row["no-new-privs"] else "no",
         seccomp,
+        row["landlock"] or "-",
         ",".join(row["own-namespaces"]) or "-",
         "?" if row["files"] is None else str(row["files"]),
         "?" if row["pss"] is None else f"{row['pss'] / 1048576:.1f} MiB",

@@ -195,7 +195,7 @@ def differences(process: Process, *, privileged: bool) -> list[str]:
         return [f"{process.name}: there is no such row"]
     if not supervisor:
         compare("NoNewPrivs", process.number("NoNewPrivs"), 1)
-        if row is not None and "ALL" not in row.caps:
+        if row is not None and row.filtered:
             compare("Seccomp", process.number("Seccomp"), 2)
     if not privileged:
         return found
