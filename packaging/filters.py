@@ -8,8 +8,8 @@ interpreter only.
     filters.py --libexecdir .venv/libexec/privsep-ga
     filters.py --show front            # the filter in words
 
-Facts: seccomp_init(3), seccomp_rule_add(3), seccomp_export_bpf(3).  Rules for a call that a machine does not have are passed over by
-`seccomp_rule_add` (not by `seccomp_rule_add_exact`).
+Facts: seccomp_init(3), seccomp_rule_add(3), seccomp_export_bpf(3).  Rules for a call that a machine does not have are passed
+over by `seccomp_rule_add` (not by `seccomp_rule_add_exact`).
 """
 
 from __future__ import annotations

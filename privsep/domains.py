@@ -44,8 +44,8 @@ class Domain:
     why         what the process is for
     paths       path -> (letters, why): what it may open after its walls are up, enforced by Landlock; None: no Landlock.
                 l list folders, r read files, w write files, x execute, c create, rename and remove files, d make folders,
-                n other changes of names, i ioctl on devices (`sandbox/landlock.py`).  "$NAME" is what the environment says, "~" each
-                account's home (`sandbox/paths.py`)
+                n other changes of names, i ioctl on devices (`sandbox/landlock.py`).  "$NAME" is what the environment says,
+                "~" each account's home (`sandbox/paths.py`)
     scoped      Landlock also keeps its signals and its connections to abstract sockets inside
     filtered    its system calls are filtered
     network     "host": the network namespace of the agent; "none": an empty one of its own

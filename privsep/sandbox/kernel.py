@@ -30,30 +30,30 @@ _SECCOMP_MODE_FILTER: Final = 2
 _INSTRUCTION: Final = 8  # bytes of one struct sock_filter
 
 
-class _Long(_ctypes._SimpleCData):  # type: ignore[name-defined,misc]
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
-class _Pointer(_ctypes._SimpleCData):  # type: ignore[name-defined,misc]
+class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "z"
 
 
-class _Function(_ctypes.CFuncPtr):  # type: ignore[name-defined,misc]
-    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO  # type: ignore[attr-defined]
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Long
 
 
 # RTLD_NOW; None is the program itself, and with it the C library.
-_libc = _ctypes.dlopen(None, 2)  # type: ignore[attr-defined]
-_syscall = _Function(_ctypes.dlsym(_libc, "syscall"))  # type: ignore[attr-defined,call-arg]
-_prctl = _Function(_ctypes.dlsym(_libc, "prctl"))  # type: ignore[attr-defined,call-arg]
+_libc = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]
+_syscall = _Function(_ctypes.dlsym(_libc, "syscall"))
+_prctl = _Function(_ctypes.dlsym(_libc, "prctl"))
 
 
 def _call(function: object, what: str, *args: int | bytes | None) -> int:
     given = [_Long(a) if isinstance(a, int) else a for a in args]
     result: int = function(*given)  # type: ignore[operator]
     if result < 0:
-        number = _ctypes.get_errno()  # type: ignore[attr-defined]
+        number = _ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
     return result
 

@@ -1,8 +1,8 @@
 """The system calls that each row may make, and why: data for `packaging/filters.py`, which compiles it with libseccomp.
 
 A row's own filter kills the process at the first call that does not stand here (SECCOMP_RET_KILL_PROCESS): our code does not
-make such a call, so whoever makes it is not our code.  Two kinds of call are answered with an error instead: look-ups of paths that
-the interpreter makes by itself (EACCES), and `clone3`, whose flags a filter cannot see (ENOSYS; the C library then uses `clone`).
+make such a call, so whoever makes it is not our code.  Answered with an error instead are look-ups of paths that the
+interpreter makes by itself (EACCES), and `clone3`, whose flags a filter cannot see (ENOSYS; the C library then uses `clone`).
 
 Rows that start programs cannot have such a filter, because programs inherit it: theirs, and the supervisor's, is a list of
 what is refused (EPERM) and kills nobody.  Rows whose programs are the administrator's or the host's own (hook, exec) have none;
@@ -23,6 +23,7 @@ ALLOW: Final = 0
 KILL: Final = -1
 EPERM: Final = 1
 EACCES: Final = 13
+EINVAL: Final = 22
 ENOTTY: Final = 25
 ENOSYS: Final = 38
 
@@ -108,6 +109,7 @@ _RUN: Final = (
     Call("poll ppoll", "the loop waits"),
     Call("futex", "the interpreter's locks"),
     Call("read write close", "descriptors that it has"),
+    Call("prctl", "newer interpreters give their memory names (PR_SET_VMA)", Test(0, 0x53564D41), answer=EINVAL),
     Call("pread64", "reads its own status back, and the journal"),
 )
 
@@ -126,7 +128,7 @@ _FSTAT: Final = (
 
 _PATHS_REFUSED: Final = (
     Call("open openat", "imports and tracebacks look for files", answer=EACCES),
-    Call("stat lstat readlink readlinkat access faccessat faccessat2", "the same", answer=EACCES),
+    Call("stat lstat statx readlink readlinkat access faccessat faccessat2", "the same", answer=EACCES),
 )
 
 _STAT_REFUSED: Final = (
@@ -136,7 +138,7 @@ _STAT_REFUSED: Final = (
 _READ_PATHS: Final = (
     Call("open", "opens for reading, as far as Landlock lets it", Test(1, 0, _O_ACCMODE | _O_CREAT | _O_TRUNC)),
     Call("openat", "opens for reading, as far as Landlock lets it", Test(2, 0, _O_ACCMODE | _O_CREAT | _O_TRUNC)),
-    Call("stat lstat newfstatat fstat readlink readlinkat access faccessat faccessat2", "looks at paths"),
+    Call("stat lstat statx newfstatat fstat readlink readlinkat access faccessat faccessat2", "looks at paths"),
     Call("getdents64", "lists folders"),
     Call("lseek", "reads a file from its start again"),
     Call("ioctl", "the interpreter asks whether a file is a terminal", Test(1, _TCGETS), answer=ENOTTY),
@@ -243,6 +245,7 @@ FILTERS: Final = {
             Call("accept4", "the host's connection on the listening socket that it was given"),
             Call("fcntl", "what the flags of the channel are", Test(1, _F_GETFL)),
             Call("uname", "guest-get-host-name"),
+            Call("clock_nanosleep", "at its end, while the host takes the last replies"),
         ),
     ),
     "thawer": Filter(
@@ -323,7 +326,7 @@ FILTERS: Final = {
         (
             Call("open", "opens, makes nothing", Test(1, 0, _O_CREAT | _O_TRUNC)),
             Call("openat", "opens, makes nothing", Test(2, 0, _O_CREAT | _O_TRUNC)),
-            Call("stat lstat newfstatat fstat readlink readlinkat access faccessat faccessat2", "looks at paths"),
+            Call("stat lstat statx newfstatat fstat readlink readlinkat access faccessat faccessat2", "looks at paths"),
             Call("getdents64", "lists folders"),
             Call("lseek", "a listing of an open folder starts at its beginning"),
             Call("pwrite64", "a processor's `online`, a memory block's `state`"),
@@ -337,7 +340,7 @@ FILTERS: Final = {
         _FORK_SAME,
         (
             Call("open openat", "the target user's files; what may be opened is the user's right and Landlock's"),
-            Call("stat lstat newfstatat fstat readlink readlinkat access faccessat faccessat2", "looks at paths"),
+            Call("stat lstat statx newfstatat fstat readlink readlinkat access faccessat faccessat2", "looks at paths"),
             Call("lseek getdents64", "reads the account database"),
             Call("mkdir mkdirat", "a user without `.ssh`"),
             Call("rename renameat renameat2 unlink unlinkat", "a new file takes the old one's place"),

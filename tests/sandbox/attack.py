@@ -21,7 +21,7 @@ HEAD = (
     "# kill: the kernel ends the process.  no: refused by an error.  YES: it comes through.\n"
     "# hook and exec run the administrator's and the host's own programs and have no walls but no_new_privs.\n"
     "# supervisor: as it is where neither of these is enabled.\n"
-    "# FITRIM, TIOCSTI, clock_settime: YES means that the call reaches the kernel's own checks (SYS_ADMIN, a terminal, SYS_TIME).\n"
+    "# FITRIM, TIOCSTI, clock_settime: YES: the call reaches the kernel's own checks (of SYS_ADMIN, a terminal, SYS_TIME).\n"
     "# become root: power, hotplug, user and file are uid 0 already; what they may do with it is in the other lines.\n"
 )
 

@@ -1,4 +1,4 @@
-"""Starts one row's process the way the supervisor does (privsep/spawn.py), with a test's own entry script.  Inside a private root."""
+"""Starts one row's process as the supervisor does (privsep/spawn.py), with a test's own entry script.  In a private root."""
 
 from __future__ import annotations
 
@@ -41,15 +41,17 @@ def script(folder: str, name: str, body: str) -> str:
     return str(path)
 
 
-def start(name: str, entry: str, log: int, settings: dict[str, str] | None = None) -> tuple[int, socket.socket]:
-    """(pid, our end of its control socket).  Allowed is everything that its domain has."""
+def start(name: str, entry: str, log: int, only: tuple[str, ...] | None = None) -> tuple[int, socket.socket]:
+    """(pid, our end of its control socket).  Allowed is everything that its domain has, or `only` those commands."""
     from protocol.commands import COMMANDS
 
     with open("/etc/passwd", "rb") as f:
         ids, _ = resolve(f.read())
     uid, gid = ids.get(name, (0, 0))
-    lines = [f"allow {c.name}" for c in COMMANDS if c.domain == name or name == "front"]
-    told = {"uid": str(uid), "gid": str(gid), "privileged": "1", **(settings or {})}
+    if only is None:
+        only = tuple(c.name for c in COMMANDS if c.domain == name or name == "front")
+    lines = [f"allow {c}" for c in only]
+    told = {"uid": str(uid), "gid": str(gid), "privileged": "1", "statedir": "/tmp"}
     lines += [f"set {k} {v}" for k, v in told.items()]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     slice_ = spawn.above(seal("".join(f"{line}\n" for line in lines).encode(), f"test-{name}"))

@@ -1,4 +1,4 @@
-"""Each filter does what `privsep/sandbox/rules.py` says: for every system call there is, and for the neighbours of every argument.
+"""Each filter does what `privsep/sandbox/rules.py` says: for every system call, and for the neighbours of every argument.
 
 On this machine the kernel is asked; the filters for other machines are run by an interpreter of BPF (which is held against the
 kernel here, so that it may be believed there).

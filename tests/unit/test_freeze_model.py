@@ -166,6 +166,9 @@ class Freeze(RuleBasedStateMachine):
         if self.fs == DEAD and self.thawer != DEAD:
             self.thawer_reacts()  # end of file comes before the new one
             if self.thawer == UP:
+                assert self.state == fz.THAWED or (self.state == fz.FROZEN and self.committed), (
+                    "nobody was told that it holds"
+                )
                 self.fs = UP
                 self.late = False
                 self.grace = NEVER
@@ -194,8 +197,9 @@ class Freeze(RuleBasedStateMachine):
         self.said = 0
 
     @precondition(lambda self: self.fs == self.thawer == self.supervisor == UP and self.stage == "idle")
-    @rule(delivered=st.booleans())
-    def host_freezes(self, delivered: bool) -> None:
+    @rule(delivered=st.booleans(), progress=st.integers(0, 3))
+    def host_freezes(self, delivered: bool, progress: int) -> None:
+        """As far as `progress`: registered, frozen, answered, committed."""
         if self.read().lapse is not None:
             if delivered:
                 self.told()
@@ -210,6 +214,10 @@ class Freeze(RuleBasedStateMachine):
         self.late = True
         self.write(hold_record(Entry(self.cycle, 7, 1, 1, "/mnt")))
         self.stage = "registered"
+        if progress > 0:
+            self.fs_freezes()
+        if progress > 1:
+            self.fs_answers(delivered=True, reported=progress > 2)
 
     @precondition(lambda self: self.fs == UP and self.stage == "registered")
     @rule()
@@ -283,8 +291,22 @@ class Freeze(RuleBasedStateMachine):
         if getattr(self, who) == STOPPED:
             setattr(self, who, UP)
         self.react()
+        if who == "fs" and self.fs == UP and self.stage == "registered":
+            self.fs_freezes()  # it goes on where it was
 
-    @rule(seconds=st.sampled_from([0.5, 2.0, 4.0, 11.0]))
+    @rule(
+        who=st.sampled_from([["fs"], ["thawer"], ["supervisor"], ["fs", "thawer"], ["fs", "supervisor"]]),
+        seconds=st.sampled_from([4.0, 11.0, 20.0]),
+    )
+    def sleep(self, who: list[str], seconds: float) -> None:
+        """Stopped for so long, then continued."""
+        for name in who:
+            self.stop(name, "")
+        self.time_passes(seconds)
+        for name in who:
+            self.wake(name)
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 11.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
         for _ in range(int(seconds * 2)):
             self.now += 0.5
@@ -317,6 +339,6 @@ class Freeze(RuleBasedStateMachine):
 
 
 Freeze.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=500, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestFreeze = Freeze.TestCase

@@ -74,7 +74,8 @@ def test_rules_of_a_file(tmp_path: Path) -> None:
     policy = from_text(
         tmp_path,
         'profile = "minimal"\n[commands]\nallow = ["@ssh", "guest-fsfreeze-*", "guest-get-users"]\n'
-        'block = [\n  "guest-ssh-add-*",\n]\n[fsfreeze]\nauto-thaw = 30\nhook-limit = 5\nauto-thaw-on-disconnect = 7\nexpedite-rcu = false\n',
+        'block = [\n  "guest-ssh-add-*",\n]\n[fsfreeze]\nauto-thaw = 30\nhook-limit = 5\n'
+        "auto-thaw-on-disconnect = 7\nexpedite-rcu = false\n",
     )
     assert policy.allows("guest-ping") and policy.allows("guest-ssh-get-authorized-keys")
     assert not policy.allows("guest-ssh-add-authorized-keys") and not policy.allows("guest-exec")

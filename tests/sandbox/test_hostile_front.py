@@ -1,0 +1,322 @@
+"""A front that was taken over: it has a worker's socket and the control socket, and says whatever it likes on both.
+
+The worker is the installed one with its walls up, started as the supervisor starts it; the frames are raw bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from privsep import frame, wiring
+from privsep.domains import DOMAINS, NUMBER
+from privsep.fingerprint import fingerprint
+from protocol.commands import verbs_of
+from tests.sandbox import stage
+from tests.support.agent import Agent, program, wait_for
+from tests.support.namespace import isolated
+
+pytestmark = [pytest.mark.root]
+
+LIBEXEC = Path(program()).resolve().parents[1] / "libexec" / "privsep-ga"
+HELLO = [1, frame.HELLO, {"tables": fingerprint()}]
+VERB = {c.name: n for d in DOMAINS for n, c in enumerate(verbs_of(d.name))}
+BROKEN = 70 << 8  # the worker found that its peer breaks the protocol
+
+
+class Worker:
+    """The installed worker of a row, and our end of its socket to the front."""
+
+    def __init__(self, name: str, *allowed: str) -> None:
+        self.reader, writer = os.pipe()
+        self.pid, self.control = stage.start(name, str(LIBEXEC / name), writer, only=allowed)
+        os.close(writer)
+        self.control.settimeout(10)
+        assert self.control.recv(8)[:1] == wiring.READY
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(10)
+        socket.send_fds(self.control, [wiring.TAG_CHANNEL], [theirs.fileno()])
+        theirs.close()
+        self.control.send(wiring.TAG_START)
+
+    def raw(self, *datagrams: bytes) -> None:
+        for datagram in datagrams:
+            self.socket.send(datagram)
+
+    def say(self, value: object) -> None:
+        self.raw(*frame.encode(value))
+
+    def answer(self) -> list[object]:
+        assembler = frame.Assembler()
+        while True:
+            data = self.socket.recv(frame.DATAGRAM + 1)
+            if not data:
+                raise EOFError
+            value = assembler.feed(data)
+            if value is not None:
+                assert isinstance(value, list)
+                return value
+
+    def ask(self, value: object) -> list[object]:
+        self.say(value)
+        return self.answer()
+
+    def status(self, limit: float = 5.0) -> int | None:
+        """How it ended; None when it has not."""
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                return status
+            time.sleep(0.01)
+        return None
+
+    def close(self) -> None:
+        self.socket.close()
+        self.control.close()
+        if self.pid and self.status() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.reader)
+
+
+@contextlib.contextmanager
+def worker(name: str, *allowed: str, greeted: bool = True) -> Iterator[Worker]:
+    """Allowed is what is named."""
+    found = Worker(name, *allowed)
+    try:
+        if greeted:
+            assert found.ask(HELLO) == [1, True, True]
+        yield found
+    finally:
+        found.close()
+
+
+def packed(value: object) -> bytes:
+    return b"\0" + msgpack.packb(value)
+
+
+@isolated
+def test_what_policy_forbids_is_forbidden_to_the_front_too() -> None:
+    Path("/root/secret").write_text("secret")
+    with worker("file", "guest-file-close") as w:
+        for name, arguments in (
+            ("guest-file-open", {"path": "/root/secret", "mode": "r"}),
+            ("guest-file-open", {"path": "/etc/attack", "mode": "w"}),
+            ("guest-file-read", {"handle": 1000}),
+        ):
+            _, ok, value = w.ask([2, VERB[name], arguments])
+            assert not ok and "disabled" in str(value)
+        assert not os.path.exists("/etc/attack")
+    with worker("inventory", "guest-get-osinfo") as w:
+        for verb in range(len(verbs_of("inventory"))):
+            _, ok, _ = w.ask([2, verb, {}])
+            assert ok == (verb == VERB["guest-get-osinfo"])
+
+
+@isolated
+def test_arguments_are_checked_again() -> None:
+    with worker("file", "guest-file-open", "guest-file-read") as w:
+        for arguments in (
+            {"path": 1},
+            {"path": "/etc/passwd", "mode": True},
+            {"path": "/etc/passwd", "more": 1},
+            {},
+            {"path": ["/etc/passwd"]},
+            {"path": None},
+            {"path": b"/etc/passwd"},
+        ):
+            _, ok, value = w.ask([2, VERB["guest-file-open"], arguments])
+            assert not ok, (arguments, value)
+        for arguments in (
+            {"handle": True},
+            {"handle": 1.0},
+            {"handle": 1, "count": -1},
+            {"handle": 1, "count": 1 << 62},
+        ):
+            _, ok, value = w.ask([2, VERB["guest-file-read"], arguments])
+            assert not ok, (arguments, value)
+
+
+NOT_FRAMES = {
+    "not-msgpack": b"\0\xc1",
+    "cut-off": b"\0\x93\x01",
+    "with-a-tail": packed([2, 0, {}]) + b"x",
+    "empty": b"\0",
+    "unknown-mark": b"\2" + msgpack.packb([2, 0, {}]),
+    "nil": packed(None),
+    "no-list": packed({"a": 1}),
+    "two-members": packed([2, 0]),
+    "four-members": packed([2, 0, {}, 1]),
+    "id-is-a-bool": packed([True, 0, {}]),
+    "id-is-a-text": packed(["2", 0, {}]),
+    "verb-is-a-bool": packed([2, False, {}]),
+    "verb-is-a-float": packed([2, 0.0, {}]),
+    "verb-is-unknown": packed([2, 99, {}]),
+    "verb-is-negative": packed([2, -99, {}]),
+    "a-second-hello": packed([2, frame.HELLO, {"tables": fingerprint()}]),
+    "arguments-are-a-list": packed([2, 0, []]),
+    "not-a-number": packed([2, 0, {"path": float("nan")}]),
+    "extension": packed([2, 0, {"path": msgpack.ExtType(5, b"x")}]),
+    "timestamp": packed([2, 0, {"path": msgpack.Timestamp(1, 0)}]),
+    "duplicate-key": b"\0\x93\x02\x00\x82\xa1a\x01\xa1a\x02",
+    "key-is-a-number": packed([2, 0, {1: 1}]),
+    "nested": b"\0" + b"\x91" * 100 + b"\x01",
+    "nested-very-deep": b"\0" + b"\x91" * 100_000 + b"\x01",
+    "claims-4-GiB": b"\0\xdd\xff\xff\xff\xff",
+    "bytes-claim-4-GiB": b"\0\xc6\xff\xff\xff\xff",
+}
+
+
+@pytest.mark.parametrize("data", NOT_FRAMES.values(), ids=NOT_FRAMES.keys())
+@isolated
+def test_what_is_no_frame_ends_the_worker(data: bytes) -> None:
+    with worker("file", "guest-file-open") as w:
+        w.raw(data)
+        assert w.status() == BROKEN
+
+
+@isolated
+def test_nothing_goes_before_the_hello_and_the_tables_must_be_the_same() -> None:
+    with worker("inventory", "guest-get-osinfo", greeted=False) as w:
+        w.say([1, VERB["guest-get-osinfo"], {}])
+        assert w.status() == BROKEN
+    with worker("inventory", "guest-get-osinfo", greeted=False) as w:
+        assert w.ask([1, frame.HELLO, {"tables": "0" * 16}]) == [1, False, ["GenericError", "restart needed"]]
+        w.say([2, VERB["guest-get-osinfo"], {}])
+        assert w.status() == BROKEN
+
+
+@isolated
+def test_a_frame_without_end_costs_bounded_memory() -> None:
+    with worker("inventory", "guest-get-osinfo") as w:
+        part = b"\1" + bytes(frame.PART)
+        with contextlib.suppress(OSError):
+            for _ in range(2 * frame.LIMIT // frame.PART):
+                w.socket.send(part)
+        assert w.status() == BROKEN
+
+
+@isolated
+def test_descriptors_that_come_along_are_not_taken() -> None:
+    with worker("inventory", "guest-get-osinfo") as w:
+        before = len(os.listdir(f"/proc/{w.pid}/fd"))
+        for _ in range(50):
+            spare = os.open("/dev/null", os.O_RDONLY)
+            socket.send_fds(w.socket, [packed([2, frame.IDLE, {}])], [spare] * 20)
+            os.close(spare)
+            assert w.answer() == [2, True, True]
+        assert len(os.listdir(f"/proc/{w.pid}/fd")) == before
+
+
+@isolated
+def test_a_front_that_does_not_read_stops_the_worker_and_costs_nothing() -> None:
+    with worker("inventory", "guest-get-osinfo") as w:
+        w.socket.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < 1_000_000:
+                w.raw(packed([2, frame.IDLE, {}]))
+                sent += 1
+        assert sent < 100_000
+        size = next(x for x in Path(f"/proc/{w.pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
+        assert int(size.split()[1]) < 64 * 1024
+        w.socket.close()
+        assert w.status() == 0
+
+
+@isolated
+def test_silence_is_waited_for_without_work() -> None:
+    with worker("inventory", "guest-get-osinfo") as w:
+
+        def used() -> int:
+            return sum(map(int, Path(f"/proc/{w.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+        before = used()
+        time.sleep(1.0)
+        assert used() - before <= 1
+        assert w.ask([3, VERB["guest-get-osinfo"], {}])[1] is True
+
+
+# -- the control socket
+
+HOSTILE = """
+import os, sys, time
+from privsep import front, wiring
+
+def run(self):
+    control = self._control
+    for _ in range(20):
+        for byte in range(256):
+            control.send(bytes((byte,)))
+            control.send(bytes((byte,)) * 8)
+    control.setblocking(False)
+    got = set()
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        try:
+            data, fd = wiring.receive_fd(control)
+        except BlockingIOError:
+            time.sleep(0.01)
+            continue
+        if not data:
+            break
+        got.add(data.hex())
+        if fd is not None:
+            os.close(fd)
+    os.write(2, ("got " + " ".join(sorted(got)) + "\\n").encode())
+    control.setblocking(True)
+    while wiring.receive_fd(control)[0]:
+        pass
+
+front.Front.run = run
+from privsep.child import main
+main("front", {filters!r})
+"""
+
+
+def hostile_program(folder: Path, entries: dict[str, str]) -> str:
+    """An agent whose entries of these names are scripts of a test; the path of its program."""
+    os.chmod(folder, 0o755)
+    libexec = folder / "libexec"
+    libexec.mkdir()
+    for path in LIBEXEC.iterdir():
+        if path.name not in entries:
+            (libexec / path.name).symlink_to(path)
+    for name, body in entries.items():
+        stage.script(str(libexec), name, body)
+    return stage.script(
+        str(folder), "privsep-ga", f"from privsep.cli import main\nsys.exit(main(libexec={str(libexec)!r}))"
+    )
+
+
+@isolated
+def test_the_supervisor_is_told_nonsense_and_gives_no_more_than_it_would() -> None:
+    folder = Path("/tmp/hostile")
+    folder.mkdir()
+    os.environ["PRIVSEP_GA"] = hostile_program(folder, {"front": HOSTILE.replace("{filters!r}", repr(stage.FILTERS))})
+    # minimal: guest-get-osinfo and the like, no freeze, no file.
+    with Agent("--policy", "minimal") as agent:
+        line = wait_for(lambda: next((x for x in agent.log().splitlines() if x.startswith("got ")), None), 15)
+        given = {bytes.fromhex(x) for x in line.split()[1:]}
+        workers = {x[1] for x in given if x[:1] in (wiring.TAG_WORKER, wiring.TAG_UNAVAILABLE, wiring.TAG_UNPRIVILEGED)}
+        names = {d.name for d in DOMAINS if NUMBER[d.name] in workers}
+        assert not names & {"thawer", "hook", "fs", "file", "exec", "user", "ssh", "front", "power"}, names
+        assert {x[:1] for x in given} <= {
+            wiring.TAG_LISTENER, wiring.TAG_WORKER, wiring.TAG_UNAVAILABLE, wiring.TAG_UNPRIVILEGED,
+        }  # fmt: skip
+        assert "thawer" not in agent.processes() and "fs" not in agent.processes()
+        assert os.path.exists(f"/proc/{agent.pid}")
+
+
+def test_the_layout_of_a_descriptor_is_the_kernels() -> None:
+    assert struct.calcsize("i") == wiring._FD_SIZE
