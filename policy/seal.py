@@ -84,27 +84,41 @@ def unescape(value: str) -> str:
     return "".join(out)
 
 
-def seal(data: bytes, name: str) -> int:
-    """A memfd with these bytes that can be neither written, resized nor unsealed.  `name` shows in /proc/PID/fd."""
+def draft(name: str) -> int:
+    """An empty memfd, to be filled later.  `name` shows in /proc/PID/fd."""
     flags = os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC
     try:
-        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+        return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
     except OSError:  # EINVAL: a kernel before 6.3
-        fd = os.memfd_create(name, flags)
+        return os.memfd_create(name, flags)
+
+
+def fill(fd: int, data: bytes) -> None:
+    """Write these bytes; from then on it can be neither written, resized nor unsealed."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+
+
+def seal(data: bytes, name: str) -> int:
+    """A memfd with these bytes that can be neither written, resized nor unsealed."""
+    fd = draft(name)
+    fill(fd, data)
     return fd
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether it is a memfd that nobody can change any more."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    except OSError:  # EINVAL: not a memfd
+        return False
 
 
 def read_sealed(fd: int) -> bytes:
     """The bytes of a sealed memfd.  Raises PolicyError when it is not one, or not completely sealed."""
-    try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:  # EINVAL: not a memfd
-        seals = 0
-    if seals & _SEALS != _SEALS:
+    if not is_sealed(fd):
         raise PolicyError("the policy slice is not sealed")
     size = os.fstat(fd).st_size
     if size > LIMIT:

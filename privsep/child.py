@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 
-from policy.seal import parse_slice, read_sealed
+from policy.seal import is_sealed, parse_slice, read_sealed
 from privsep import wiring
 from privsep.board import Board
 from privsep.domains import BY_NAME
@@ -65,14 +65,17 @@ def _live(name: str, filters: str, root: str) -> int:
         os.set_inheritable(fd, False)
     board = Board.attach(wiring.BOARD_FD)
     _boards.append(board)
+    if name == "front":
+        from privsep import front as front_module  # while the supervisor finds out what the slice will say
+
+        if not is_sealed(wiring.SLICE_FD) and control.recv(1) != wiring.GO:
+            return EXIT_BROKEN
     allowed, settings = parse_slice(read_sealed(wiring.SLICE_FD))
     os.close(wiring.SLICE_FD)
     log = Log(2, name, verbose=settings.get("verbose") == "1", hold=lambda: board.frozen)
 
     if name == "front":
-        from privsep.front import Front
-
-        front = Front(control, allowed=allowed, settings=settings, board=board, log=log)
+        front = front_module.Front(control, allowed=allowed, settings=settings, board=board, log=log)
         run = front.run
     elif name == "thawer":
         from privsep import thawer

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from policy.model import Policy
+    from privsep.early import Early
 
 # Long name, code, argument; in the peer's order, which an ambiguous abbreviation's error shows, then our own two.
 OPTIONS: Final = (
@@ -110,19 +111,25 @@ def command_line(words: Sequence[str], program: str, environ: Mapping[str, str])
 def main(words: Sequence[str] | None = None, *, libexec: str | None = None) -> int:
     """The program; the exit status.  `libexec` is where the entry scripts of the processes are."""
     program = sys.argv[0]
+    early: Early | None = None
     try:
         config = command_line(sys.argv[1:] if words is None else words, program, os.environ)
+        from privsep.early import start_front  # from here on there will be an agent, if nothing is wrong
+
+        early = start_front(config, libexec or beside(program))
         policy = effective_policy(config)
     except Stop as stop:
         _print(1, stop.out)
         _print(2, stop.err)
         return stop.status
     except (ConfigError, PolicyError) as e:
+        if early is not None:
+            early.abandon()
         _print(2, f"{os.path.basename(program)}: critical: {e}\n")
         return 1
     from privsep.startup import start
 
-    return start(config, policy, libexec or beside(program))
+    return start(config, policy, libexec or beside(program), early)
 
 
 def effective_policy(config: Config) -> Policy:

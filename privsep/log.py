@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import time
 
 TYPE_CHECKING = False
@@ -34,7 +35,7 @@ _CUT: Final = b"..."
 class Log:
     """`prefix` is the process's name; `hold` may be set later, and is asked before each write."""
 
-    __slots__ = ("hold", "verbose", "_fd", "_prefix", "_journal", "_poll", "_ring", "_first", "_held", "_lost")
+    __slots__ = ("hold", "verbose", "_fd", "_prefix", "_journal", "_poll", "_ring", "_first", "_held", "_lost", "_may_block")
 
     def __init__(
         self,
@@ -52,6 +53,11 @@ class Log:
         self._journal = is_journal(fd, os.environ) if journal is None else journal
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
+        try:
+            # A file always polls as writable.
+            self._may_block = not stat.S_ISREG(os.fstat(fd).st_mode)
+        except OSError:
+            self._may_block = True
         self._ring: list[bytes] = [b""] * RING  # made now: nothing may have to grow while frozen
         self._first = 0
         self._held = 0
@@ -128,7 +134,7 @@ class Log:
     def _put(self, line: bytes) -> bool:
         """One write, if the other end takes it at once: a pipe that polls as writable has room for a whole line."""
         try:
-            if not any(events & select.POLLOUT for _, events in self._poll.poll(0)):
+            if self._may_block and not any(events & select.POLLOUT for _, events in self._poll.poll(0)):
                 return False
             return os.write(self._fd, line) == len(line)
         except OSError:  # EAGAIN, a full disk, a reader that has gone: the log must not end the process

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from policy.seal import seal, slice_for
+from policy.seal import fill, seal, slice_for
 from privsep import channel, rundir, statefile
 from privsep.domains import BY_NAME
 from privsep.log import Log
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from policy.model import Policy
     from privsep.config import Config
     from privsep.daemon import PidFile
+    from privsep.early import Early
 
 NAME = "supervisor"
 
@@ -28,8 +29,8 @@ class StartError(Exception):
     """The agent cannot start; the text is for the administrator."""
 
 
-def start(config: Config, policy: Policy, libexec: str) -> int:
-    """Run the agent until it ends; the exit status."""
+def start(config: Config, policy: Policy, libexec: str, early: Early | None = None) -> int:
+    """Run the agent until it ends; the exit status.  `early`: the front runs already (privsep/early.py)."""
     assert config.statedir is not None and config.pidfile is not None
     config.statedir = os.path.abspath(config.statedir)
     log = Log(2, NAME, config.verbose)
@@ -44,7 +45,7 @@ def start(config: Config, policy: Policy, libexec: str) -> int:
         if logfile is not None:
             _to_file(logfile, config.statedir, log)
             log = Log(2, NAME, config.verbose)
-        return _supervise(config, policy, libexec, log, RunFiles(directory), inherited)
+        return _supervise(config, policy, libexec, log, RunFiles(directory), inherited, early)
     except (StartError, channel.ChannelError) as e:
         log.error(str(e))
         return 1
@@ -97,13 +98,18 @@ def _supervise(
     log: Log,
     runfiles: RunFiles,
     inherited: channel.Channel | None,
+    early: Early | None,
 ) -> int:
     statedir, method, path = config.statedir, config.method, config.path
     assert statedir is not None and method is not None and path is not None
     settings = config.settings(policy)
 
-    def sealed(domain: str, more: dict[str, str]) -> int:
-        return seal(slice_for(domain, policy, {**settings, **more}), f"privsep-ga-{domain}")
+    def sealed(domain: str, more: dict[str, str], into: int | None) -> int:
+        data = slice_for(domain, policy, {**settings, **more})
+        if into is None:
+            return seal(data, f"privsep-ga-{domain}")
+        fill(into, data)
+        return into
 
     def marker(frozen: bool) -> None:
         try:
@@ -124,6 +130,7 @@ def _supervise(
         hook_limit=float(policy.hook_limit),
         marker=marker,
         policy_name=policy.name,
+        early=early,
     )
     log.hold = lambda: supervisor._board.frozen
     _wall(log, libexec, enabled)

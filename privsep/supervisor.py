@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from typing import Final
 
     from privsep.log import Log
+    from privsep.early import Early
     from privsep.runfiles import RunFiles
+    from privsep.wiring import Socket
 
 _PATIENCE_FS: Final = 0.5  # seconds that fs has to thaw and end when the thawer is dead
 _LATER: Final = 1.0  # seconds after the thawer's deadline at which ours is
@@ -56,7 +58,7 @@ class Supervisor:
         log: Log,
         libexec: str,
         enabled: frozenset[str],
-        slices: Callable[[str, dict[str, str]], int],
+        slices: Callable[[str, dict[str, str], int | None], int],
         open_channel: Callable[[], channel.Channel],
         retry: bool,
         runfiles: RunFiles,
@@ -64,6 +66,7 @@ class Supervisor:
         hook_limit: float,
         marker: Callable[[bool], None],
         policy_name: str,
+        early: Early | None = None,
     ) -> None:
         self._log = log
         self._libexec = libexec
@@ -82,8 +85,12 @@ class Supervisor:
         self._log_fd = spawn.above(os.dup(2))
         os.set_inheritable(self._log_fd, False)
         self._front_log = _pipe() if stat.S_ISREG(os.fstat(self._log_fd).st_mode) else None
-        self._board = Board.create()
-        self._board.fd = spawn.above(self._board.fd)
+        self._early = early
+        if early is not None:
+            self._board = early.board
+        else:
+            self._board = Board.create()
+            self._board.fd = spawn.above(self._board.fd)
         with open("/etc/passwd", "rb") as f:
             ids, self._missing_accounts = resolve(f.read())
         self.children = {d.name: Child(d, *ids[d.name]) for d in DOMAINS}
@@ -252,9 +259,18 @@ class Supervisor:
             return not child.leaving
         if self._stopping or not child.life.may_start(time.monotonic()):
             return False
-        ours, theirs = wiring.pair()
         settings = {"uid": str(child.uid), "gid": str(child.gid), "privileged": "1" if self._privileged else "0"}
-        policy = spawn.above(self._slices(name, settings))
+        if name == "front" and self._early is not None:
+            early, self._early = self._early, None
+            os.close(self._slices(name, settings, early.policy))
+            try:
+                early.control.send(wiring.GO)
+            except OSError:
+                pass  # its death is on its way
+            self._watch(child, early.pid, early.control)
+            return True
+        ours, theirs = wiring.pair()
+        policy = spawn.above(self._slices(name, settings, None))
         control = spawn.above(theirs.detach())
         try:
             pid = spawn.spawn(
@@ -274,13 +290,16 @@ class Supervisor:
         finally:
             os.close(policy)
             os.close(control)
-        child.born(pid, ours)
-        for fd, dead in ((ours.fileno(), False), (child.pidfd, True)):
-            self._by_fd[fd] = (child, dead)
-            self._poll.register(fd, select.POLLIN)
+        self._watch(child, pid, ours)
         if name == "fs":
             self._equip_fs()
         return True
+
+    def _watch(self, child: Child, pid: int, control: Socket) -> None:
+        child.born(pid, control)
+        for fd, dead in ((control.fileno(), False), (child.pidfd, True)):
+            self._by_fd[fd] = (child, dead)
+            self._poll.register(fd, select.POLLIN)
 
     def _equip_fs(self) -> None:
         """fs needs the journal, the thawer and, when there is a hook, the hook worker: all up before it starts work."""

@@ -48,6 +48,7 @@ TAG_THAWER: Final = b"Y"
 TAG_HOOK: Final = b"H"
 TAG_FS: Final = b"F"
 TAG_START: Final = b"S"
+GO: Final = b"G"  # to a front that was started early: the slice is sealed
 TAG_QUIT: Final = b"Q"
 
 

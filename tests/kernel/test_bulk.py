@@ -1,0 +1,301 @@
+"""Bulk data between a worker and the front: what is sent arrives, and a peer that lies is found out."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import functools
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from privsep import blob, dispatch, frame, wiring
+from privsep.wiring import Socket
+from protocol.commands import BY_NAME, verbs_of
+from protocol.errors import ProtocolViolation
+from protocol.session import Request
+from protocol.text import LongText
+from tests.support.agent import Agent, AgentError, wait_for
+
+WRITE = next(n for n, c in enumerate(verbs_of("file")) if c.name == "guest-file-write")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[dispatch.Link, Socket]]:
+    """The front's link to a file worker, greeted, and the worker's end."""
+    link = dispatch.Link("file", "x", [0])
+    ours, theirs = wiring.pair()
+    link.connect(ours, 0.0)
+    theirs.recv(1000)
+    theirs.send(frame.encode([1, True, True])[0])
+    assert link.read(0.0) is None
+    yield link, theirs
+    link.close()
+    theirs.close()
+
+
+def ask(link: dispatch.Link, name: str = "guest-file-read", **arguments: object) -> int:
+    request = Request()
+    request.command = BY_NAME[name]
+    request.arguments = arguments
+    link.queue.append(request)
+    link.push(0.0)
+    return link.current_id
+
+
+def sealed(data: bytes, seals: int | None = None) -> int:
+    fd = os.memfd_create("t", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.write(fd, data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, blob._SEALS if seals is None else seals)
+    return fd
+
+
+def test_a_memfd_arrives_as_a_blob(ends: tuple[dispatch.Link, Socket]) -> None:
+    link, worker = ends
+    number = ask(link)
+    before = descriptors()
+    fd = sealed(b"0123456789")
+    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"]])
+    wiring.send_fd(worker, part, fd)
+    os.close(fd)
+    reply = link.read(0.0)
+    assert reply is not None and reply[1]
+    value = reply[2]
+    assert isinstance(value, dict)
+    data = value["buf-b64"]
+    assert (data.size, data.read(2, 5)) == (10, b"23456")
+    with pytest.raises(ProtocolViolation):
+        data.read(8, 3)
+    data.close()
+    assert descriptors() == before
+
+
+def test_two_streams_share_a_memfd() -> None:
+    one, two = blob.open_all(sealed(b"outerr"), [3, 3])
+    before = descriptors()
+    assert (one.read(0, 3), two.read(0, 3)) == (b"out", b"err")
+    one.close()
+    assert two.read(0, 3) == b"err"
+    two.close()
+    assert descriptors() == before - 1
+
+
+def _regular() -> int:
+    fd, path = tempfile.mkstemp()
+    os.unlink(path)
+    os.write(fd, b"x" * 10)
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [
+        ("too short", lambda: sealed(b"x" * 9)),
+        ("too long", lambda: sealed(b"x" * 11)),
+        ("may be written", lambda: sealed(b"x" * 10, blob._SEALS & ~fcntl.F_SEAL_WRITE)),
+        ("may shrink", lambda: sealed(b"x" * 10, blob._SEALS & ~fcntl.F_SEAL_SHRINK)),
+        ("may grow", lambda: sealed(b"x" * 10, blob._SEALS & ~fcntl.F_SEAL_GROW)),
+        ("may be sealed otherwise", lambda: sealed(b"x" * 10, blob._SEALS & ~fcntl.F_SEAL_SEAL)),
+        ("a regular file", _regular),
+        ("a pipe", lambda: os.pipe2(os.O_CLOEXEC)[0]),
+        ("nothing", lambda: None),
+    ],
+)
+def test_another_descriptor_is_a_violation_and_is_closed(
+    ends: tuple[dispatch.Link, Socket], what: str, make: object
+) -> None:
+    link, worker = ends
+    number = ask(link)
+    fd = make()  # type: ignore[operator]
+    before = descriptors() - (fd is not None)
+    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"]])
+    wiring.send_fd(worker, part, fd)
+    if fd is not None:
+        os.close(fd)
+    with pytest.raises(ProtocolViolation):
+        link.read(0.0)
+    assert descriptors() == before, what
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ({"buf-b64": 10}, ["count"]),
+        ({"buf-b64": 10}, []),
+        ({"buf-b64": 10}, ["buf-b64", "buf-b64"]),
+        ({"buf-b64": 10}, [["buf-b64"]]),
+        ({"buf-b64": 10}, "buf-b64"),
+        ({"buf-b64": True}, ["buf-b64"]),
+        ({"buf-b64": -10}, ["buf-b64"]),
+        ({"buf-b64": 1 << 40}, ["buf-b64"]),
+        ({}, ["buf-b64"]),
+        ([], ["buf-b64"]),
+        (7, ["buf-b64"]),
+    ],
+)
+def test_another_announcement_is_a_violation(ends: tuple[dispatch.Link, Socket], value: object, names: object) -> None:
+    link, worker = ends
+    number = ask(link)
+    fd = sealed(b"x" * 10)
+    before = descriptors() - 1
+    (part,) = frame.encode([number, True, value, names])
+    wiring.send_fd(worker, part, fd)
+    os.close(fd)
+    with pytest.raises(ProtocolViolation):
+        link.read(0.0)
+    assert descriptors() == before
+
+
+def test_bulk_data_for_another_request_or_command_is_a_violation(ends: tuple[dispatch.Link, Socket]) -> None:
+    link, worker = ends
+    number = ask(link, "guest-file-close", handle=1)
+    for answer in ([number, True, {"buf-b64": 1}, ["buf-b64"]], [number + 1, True, {"buf-b64": 1}, ["buf-b64"]]):
+        fd = sealed(b"x")
+        wiring.send_fd(worker, frame.encode(answer)[0], fd)
+        os.close(fd)
+        with pytest.raises(ProtocolViolation):
+            link.read(0.0)
+
+
+def test_two_descriptors_are_a_violation_and_one_too_many_is_closed(ends: tuple[dispatch.Link, Socket]) -> None:
+    link, worker = ends
+    number = ask(link)
+    fds = [sealed(b"x"), sealed(b"y")]
+    before = descriptors() - 2
+    data = frame.encode([number, True, {"buf-b64": 1}, ["buf-b64"]])[0]
+    worker.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(f.to_bytes(4, sys.byteorder) for f in fds))])
+    for fd in fds:
+        os.close(fd)
+    with pytest.raises(ProtocolViolation):
+        link.read(0.0)
+    assert descriptors() == before
+
+
+def test_a_descriptor_that_nobody_asked_for_is_closed(ends: tuple[dispatch.Link, Socket]) -> None:
+    link, worker = ends
+    number = ask(link)
+    fd = sealed(b"x")
+    before = descriptors() - 1
+    wiring.send_fd(worker, frame.encode([number, True, {"count": 0, "buf-b64": b"", "eof": True}])[0], fd)
+    os.close(fd)
+    assert link.read(0.0) is not None
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("size", [frame.INLINE + 1, frame.BULK_PART, frame.BULK_PART + 1, 5_000_001])
+@pytest.mark.parametrize("kept", [True, False])
+def test_text_of_any_size_reaches_the_worker(ends: tuple[dispatch.Link, Socket], size: int, kept: bool) -> None:
+    link, worker = ends
+    text = ("ABCDEFG" * (size // 7 + 1))[:size]
+    raw = bytearray(b'"' + text.encode() + b'"')
+    got = bytearray()
+
+    def receive() -> None:
+        head = frame.Assembler().feed(worker.recv(frame.DATAGRAM))
+        assert isinstance(head, list)
+        assert head[1:3] == [WRITE, {"handle": 1}]
+        member, announced = frame.bulk_of(head[3])
+        assert (member, announced) == ("buf-b64", size)
+        for piece in frame.Incoming(worker, announced, bytearray(frame.DATAGRAM)):
+            got.extend(piece)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    argument = LongText(raw, 1, size + 1) if kept else text
+    ask(link, "guest-file-write", **{"handle": 1, "buf-b64": argument})
+    while link.wants_to_write:
+        link.flush()
+    thread.join(10)
+    assert got == text.encode()
+
+
+@pytest.mark.parametrize("sizes", [[10], [frame.BULK_PART + 1], [frame.BULK_PART, 11], [frame.BULK_PART, 9]])
+def test_pieces_of_another_size_are_a_violation(sizes: list[int]) -> None:
+    ours, theirs = wiring.pair()
+    for size in sizes:
+        ours.send(b"A" * size)
+    with pytest.raises(ProtocolViolation):
+        frame.Incoming(theirs, frame.BULK_PART + 10, bytearray(frame.DATAGRAM)).drain()
+
+
+def test_a_front_that_goes_in_the_middle_is_noticed() -> None:
+    ours, theirs = wiring.pair()
+    ours.send(b"A" * frame.BULK_PART)
+    ours.close()
+    with pytest.raises(frame.FrontGone):
+        frame.Incoming(theirs, frame.BULK_PART + 10, bytearray(frame.DATAGRAM)).drain()
+
+
+@pytest.mark.parametrize("value", [None, 1, [], ["a"], ["a", 0], ["a", -1], ["a", True], [1, 1], ["a", frame.LIMIT + 1]])
+def test_an_announcement_of_anything_else_is_a_violation(value: object) -> None:
+    with pytest.raises(ProtocolViolation):
+        frame.bulk_of(value)
+
+
+@pytest.mark.root
+def test_an_agent_moves_large_data_in_the_peers_words(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    data = os.urandom(3_000_001)
+    text = base64.b64encode(data).decode()
+    with Agent("--policy", "qemu-ga") as agent:
+        handle = agent.call("guest-file-open", path=str(path), mode="w+")
+        write = functools.partial(agent.call, "guest-file-write")
+        assert write(handle=handle, buf_b64=text) == {"count": len(data), "eof": False}
+        assert path.read_bytes() == data
+        assert write(handle=handle, buf_b64=text, count=2_000_000) == {"count": 2_000_000, "eof": False}
+        assert path.read_bytes() == data + data[:2_000_000]
+        for bad, desc in (
+            ({"handle": handle + 1, "buf_b64": text}, f"handle '{handle + 1}' has not been found"),
+            ({"handle": handle, "buf_b64": text[:-1] + "@"}, "Base64 data contains invalid characters"),
+            ({"handle": handle, "buf_b64": text + "é"}, "Base64 data contains invalid characters"),
+            ({"handle": handle, "buf_b64": text, "count": 1 << 30}, f"value '{1 << 30}' is invalid for argument count"),
+            ({"handle": "1", "buf_b64": text}, "Invalid parameter type for 'handle', expected: integer"),
+        ):
+            with pytest.raises(AgentError) as error:
+                write(**bad)
+            assert error.value.desc == desc
+        assert path.stat().st_size == len(data) + 2_000_000
+        lines = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
+        assert write(handle=handle, buf_b64=lines) == {"count": len(data), "eof": False}
+        agent.call("guest-file-seek", handle=handle, offset=len(data) + 2_000_000, whence="set")
+        reply = agent.call("guest-file-read", handle=handle, count=len(data) + 1)
+        assert (reply["count"], reply["eof"], reply["buf-b64"]) == (len(data), True, text)
+
+        pid = agent.call(
+            "guest-exec",
+            path="/bin/sh",
+            arg=["-c", "tee /proc/self/fd/2"],
+            input_data=text,
+            capture_output="separated",
+        )["pid"]
+        status = wait_for(lambda: (s := agent.call("guest-exec-status", pid=pid))["exited"] and s)
+        assert (status["out-data"], status["err-data"]) == (text, text)
+
+
+@pytest.mark.root
+def test_what_sendfile_does_not_read_is_read_otherwise(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    holder = os.open(fifo, os.O_RDWR)
+    os.write(holder, b"x" * 5000)
+    with Agent("--policy", "qemu-ga") as agent:
+        handle = agent.call("guest-file-open", path=str(fifo))
+        reply = agent.call("guest-file-read", handle=handle, count=1 << 20)
+        assert (reply["count"], reply["eof"]) == (5000, False)
+        with pytest.raises(AgentError, match="failed to read file: Resource temporarily unavailable"):
+            agent.call("guest-file-read", handle=handle, count=1 << 20)
+        handle = agent.call("guest-file-open", path="/proc/cpuinfo")
+        reply = agent.call("guest-file-read", handle=handle, count=1 << 20)
+        assert reply["eof"]
+        assert base64.b64decode(reply["buf-b64"]).startswith(b"processor")
+    os.close(holder)

@@ -1,0 +1,273 @@
+"""What is remembered and what is streamed changes no reply: each is held against a session that does neither."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import session as module
+from protocol import wire
+from protocol.commands import COMMANDS
+from protocol.session import Session
+from protocol.text import LONG, LongText
+
+SYNC = b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n'
+
+
+class State:
+    frozen = False
+    time = 0
+
+
+def make(state: State | None = None, allowed: frozenset[str] | None = None) -> Session:
+    state = state or State()
+    return Session(
+        allowed=frozenset(c.name for c in COMMANDS) if allowed is None else allowed,
+        frozen=lambda: state.frozen,
+        version="1",
+        host_name=lambda: f"host{state.time}",
+        clock_ns=lambda: state.time * 1000,
+    )
+
+
+def ask(session: Session, data: bytes) -> bytes:
+    """The reply, the short way where there is one."""
+    quick = session.quick(data)
+    if quick is not None:
+        return quick
+    session.receive(data, 0.0)
+    reply = bytes(session.output)
+    session.written(len(reply), 0.0)
+    return reply
+
+
+REQUESTS = st.one_of(
+    st.sampled_from(
+        [
+            b'{"execute":"guest-ping"}\n',
+            b'{"execute":"guest-ping"}',
+            b'{"execute":"guest-ping","arguments":{}}\n',
+            b'{"execute":"guest-ping","arguments":{"x":1}}\n',
+            b'{"execute":"guest-ping","id":7}\n',
+            b'{"execute":"guest-info"}\n',
+            b'{"execute":"guest-get-time"}\n',
+            b'{"execute":"guest-get-host-name"}\n',
+            b'{"execute":"guest-sync","arguments":{"id":"5"}}\n',
+            b'{"arguments":{"id":5},"execute":"guest-sync"}\n',
+            b'{"execute":"guest-sync","arguments":{"id":5},"id":6}\n',
+            b'{"execute":"guest-ping"}{"execute":"guest-sync","arguments":{"id":3}}\n',
+            b'{"execute":"no-such"}\n',
+            b'{"execute":',
+            b'"guest-ping"}\n',
+            b"@@@\n",
+            b"\xff",
+            b"\n",
+        ]
+    ),
+    st.builds(
+        lambda lead, name, blank, number, tail: lead
+        + b'{"execute":"%s","arguments":{"id":%s%s}}' % (name, blank, number)
+        + tail,
+        st.sampled_from([b"", b"\xff", b"\xff\xff", b" "]),
+        st.sampled_from([b"guest-sync", b"guest-sync-delimited"]),
+        st.sampled_from([b"", b" ", b"\t"]),
+        st.one_of(
+            st.integers(-(2**63), 2**64).map(lambda n: b"%d" % n),
+            st.sampled_from([b"0", b"00", b"01", b"-0", b"1.0", b"1e3", b"true", b"", b"9" * 18, b"9" * 19]),
+        ),
+        st.sampled_from([b"\n", b"", b"\r\n", b"}\n"]),
+    ),
+)
+
+
+@given(st.lists(REQUESTS, max_size=25))
+def test_a_session_that_remembers_answers_like_one_that_does_not(requests: list[bytes]) -> None:
+    remembering, plain = make(), make()
+    plain._remember = lambda data, events: None  # type: ignore[method-assign]
+    for request in requests:
+        assert ask(remembering, request) == ask(plain, request)
+
+
+def test_ping_and_sync_are_remembered() -> None:
+    session = make()
+    ask(session, b'{"execute":"guest-ping"}\n')
+    assert session.quick(b'{"execute":"guest-ping"}\n') == b'{"return": {}}\n'
+    first = ask(session, SYNC % 5)
+    assert session.quick(SYNC % 123456789) == first.replace(b"5}", b"123456789}")
+
+
+def test_time_and_host_name_are_asked_each_time() -> None:
+    state = State()
+    session = make(state)
+    for state.time in (1, 2, 3):
+        assert ask(session, b'{"execute":"guest-get-time"}\n') == b'{"return": %d}\n' % (state.time * 1000)
+        assert b"host%d" % state.time in ask(session, b'{"execute":"guest-get-host-name"}\n')
+
+
+def test_a_freeze_and_the_policy_are_asked_each_time() -> None:
+    state = State()
+    session = make(state, frozenset(("guest-info",)))
+    thawed = ask(session, b'{"execute":"guest-info"}\n')
+    refused = ask(session, b'{"execute":"guest-ping"}\n')
+    state.frozen = True
+    assert ask(session, b'{"execute":"guest-info"}\n') != thawed
+    assert ask(session, b'{"execute":"guest-ping"}\n') == b'{"return": {}}\n'
+    state.frozen = False
+    assert ask(session, b'{"execute":"guest-info"}\n') == thawed
+    assert ask(session, b'{"execute":"guest-ping"}\n') == refused
+    assert b"disabled" in refused
+
+
+def test_what_is_remembered_is_bounded_and_has_no_secrets() -> None:
+    session = make()
+    for number in range(200):
+        blanks = b" " * number
+        ask(session, b'{"execute":%s"guest-ping"}' % blanks[:90])
+        ask(session, b'{"execute":"guest-sync","arguments":{"id":%d}%s}' % (number, blanks[:60]))
+        ask(session, b'{"execute":"guest-get-users","id":%d}' % number)
+        session.answered(session.calls.pop(), [], 0.0)
+        session.written(len(session.output), 0.0)
+    password = b'{"execute":"guest-set-user-password","arguments":{"username":"a","password":"b","crypted":false}}'
+    ask(session, password)
+    assert password not in session._seen
+    assert len(session._seen) <= module._REMEMBERED
+    assert len(session._known) + len(session._syncs) <= module._REMEMBERED
+
+
+def test_a_request_behind_a_worker_is_not_answered_before_it() -> None:
+    session = make()
+    ask(session, b'{"execute":"guest-ping"}\n')
+    session.receive(b'{"execute":"guest-get-users"}\n', 0.0)
+    assert session.quick(b'{"execute":"guest-ping"}\n') is None
+    session.answered(session.calls.pop(), [], 0.0)
+    assert session.quick(b'{"execute":"guest-ping"}\n') is None  # the reply before it is not written
+    session.written(len(session.output), 0.0)
+    assert session.quick(b'{"execute":"guest-ping"}\n') == b'{"return": {}}\n'
+
+
+class Memory:
+    """Bulk data in this process."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+        self.closed = 0
+
+    def read(self, offset: int, count: int) -> bytes:
+        return self.data[offset : offset + count]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def read_request(session: Session) -> module.Request:
+    session.receive(b'{"execute":"guest-file-read","arguments":{"handle":1}}\n', 0.0)
+    return session.calls.pop()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 196607, 196608, 196609, 1_000_000])
+@pytest.mark.parametrize("taken", [1000, 70_000, 1 << 20])
+def test_a_bulk_reply_is_written_piece_by_piece_in_bounded_memory(size: int, taken: int) -> None:
+    session = make()
+    memory = Memory(bytes(i * 7 & 255 for i in range(1000)) * (size // 1000 + 1))
+    memory.data = memory.data[:size]
+    memory.size = size
+    request = read_request(session)
+    session.receive(b'{"execute":"guest-ping"}\n', 0.0)
+    session.answered(request, {"count": size, "buf-b64": memory, "eof": False}, 0.0)
+    out = b""
+    while session.output:
+        assert len(session.output) < 1 << 20
+        part = bytes(session.output[:taken])
+        out += part
+        session.written(len(part), 0.0)
+    text = base64.b64encode(memory.data).decode()
+    assert out == wire.success({"count": size, "buf-b64": text, "eof": False}) + b'{"return": {}}\n'
+    assert memory.closed == 1
+    assert session.idle
+
+
+def test_small_bulk_data_comes_as_bytes() -> None:
+    session = make()
+    request = read_request(session)
+    session.answered(request, {"count": 3, "buf-b64": b"abc", "eof": True}, 0.0)
+    assert bytes(session.output) == b'{"return": {"count": 3, "buf-b64": "YWJj", "eof": true}}\n'
+
+
+def test_a_sync_does_not_overtake_a_reply_that_is_half_written() -> None:
+    session = make()
+    request = read_request(session)
+    session.answered(request, {"count": 1_000_000, "buf-b64": Memory(bytes(1_000_000)), "eof": False}, 0.0)
+    session.receive(SYNC % 1, 0.0)
+    session.advance(10.0)
+    out = b""
+    while session.output:
+        out += session.output
+        session.written(len(session.output), 10.0)
+    assert out.count(b"\n") == 3  # the reply, the error about the reset byte, the sync
+    assert out.endswith(b'\xff{"return": 1}\n')
+
+
+def test_bulk_data_that_nobody_wants_is_closed() -> None:
+    session, memory = make(), Memory(bytes(1_000_000))
+    request = read_request(session)
+    session.answered(request, {"count": 1, "buf-b64": memory, "eof": False}, 0.0)
+    session.disconnected()
+    assert memory.closed == 1
+    assert session.idle
+    request = read_request(session)
+    session.disconnected()
+    late = Memory(b"x")
+    session.answered(request, {"count": 1, "buf-b64": late, "eof": False}, 0.0)
+    assert late.closed == 1
+
+
+@pytest.mark.parametrize("member", ["YWJj", 3, None, [b"x"], 1.5])
+def test_bulk_data_of_another_type_is_refused(member: object) -> None:
+    session = make()
+    request = read_request(session)
+    with pytest.raises((TypeError, ValueError)):
+        session.answered(request, {"count": 1, "buf-b64": member, "eof": False}, 0.0)
+    assert not session.output
+
+
+LONGEST = "A" * (LONG + 9)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_long_text_stays_where_it_is_for_bulk_data_only(pieces: int) -> None:
+    data = b'{"execute":"guest-file-write","arguments":{"handle":1,"buf-b64":"%s"}}\n' % LONGEST.encode()
+    session = make()
+    step = len(data) // pieces + 1
+    for at in range(0, len(data), step):
+        session.receive(data[at : at + step], 0.0)
+    (request,) = session.calls
+    text = request.arguments["buf-b64"]
+    assert type(text) is (LongText if pieces > 1 or len(data) > 1 << 14 else str)
+    assert str(text) == LONGEST
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b'{"execute":"guest-ping","id":"%s"}\n',
+        b'{"execute":"guest-ping","id":[{"a":["%s"]}]}\n',
+        b'{"execute":"guest-file-open","arguments":{"path":"%s"}}\n',
+        b'{"execute":"guest-file-write","arguments":{"handle":1,"buf-b64":"x"},"id":"%s"}\n',
+        b'{"execute":"%s"}\n',
+        b'["%s"]\n',
+    ],
+)
+def test_long_text_elsewhere_is_text(request_: bytes) -> None:
+    session = make()
+    session.receive(request_ % LONGEST.encode(), 0.0)
+    for call in session.calls:
+        assert all(type(v) is not LongText for v in call.arguments.values())
+        assert type(call.id) is not LongText
+        session.answered(call, {"count": 0, "eof": False}, 0.0)
+    if b"guest-ping" in request_ or b'"id"' in request_:
+        assert LONGEST.encode() in session.output
+    assert session.output or session.calls
