@@ -187,7 +187,9 @@ def run_status(options: argparse.Namespace) -> int:
     print(f"policy   {report.policy}")
     print(f"frozen   {'yes' if report.frozen else 'no'}{'' if left is None else f', thaws by itself in {left} s'}")
     print(f"rundir   {directory}\n")
-    table = [["PROCESS", "PID", "UID", "HOLDS", "BOUND", "NNP", "SECCOMP", "LANDLOCK", "NAMESPACES", "FDS", "MEMORY", "AGE"]]
+    table = [
+        ["PROCESS", "PID", "UID", "HOLDS", "BOUND", "NNP", "SECCOMP", "LANDLOCK", "NAMESPACES", "FDS", "MEMORY", "AGE"]
+    ]
     table += [_cells(row) for row in rows]
     _print_table(table)
     for row in rows:

@@ -75,18 +75,16 @@ class Request:
         self.muted = False
         self.call = 0  # the number under which its worker knows it
         self.error: CommandError | None = None
+        self.command: Command | None = None
+        self.arguments: dict[str, object] = {}
+        self.id: object = None
+        self.has_id = False
+        self.checked = like is not None
         if like is not None:
             self.command = like.command
             self.arguments = like.arguments
             self.id = like.id
             self.has_id = like.has_id
-            self.checked = True
-            return
-        self.command: Command | None = None
-        self.arguments: dict[str, object] = {}
-        self.id: object = None
-        self.has_id = False
-        self.checked = False
 
 
 class Session:
