@@ -26,6 +26,7 @@ import time
 from protocol.errors import CommandError
 from workers.disks import BlockDevices
 from workers.mounts import Tree, block_device, parse_mountinfo, superblocks
+from workers.nvme import parse_smart_log, read_smart_log
 from workers.osrelease import PATHS, parse_os_release
 from workers.sizes import Surveyor, sizes_of
 from workers.statistics import parse_cpustats, parse_diskstats
@@ -128,8 +129,6 @@ def guest_get_disks(ctx: Context) -> list[Reply]:
 
 
 def _add_smart(ctx: Context, disk: Reply) -> None:
-    from workers.nvme import parse_smart_log, read_smart_log  # seldom there is one
-
     try:
         disk["smart"] = parse_smart_log(read_smart_log(f"{ctx.root}{disk['name']}"))
     except (OSError, ValueError) as e:
