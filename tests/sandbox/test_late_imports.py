@@ -15,6 +15,9 @@ ALLOWED = {
     ("privsep/recover.py", "main"): "a program of its own",
     ("privsep/codec.py", "_codec"): "called while the module is imported",
     ("workers/netlink.py", "_modules"): "called while the module is imported",
+    ("workers/netlink.py", "_pyroute2"): "called while the module is imported",
+    ("workers/inventory.py", "prepare"): "before the walls",
+    ("workers/inventory.py", "_add_smart"): "`prepare` has imported it",
     ("workers/programs.py", "_above"): "a module of the interpreter, in rows that may read the system's folders",
     ("policy/seal.py", "slice_for"): "the supervisor's",
 }
