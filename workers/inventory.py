@@ -46,6 +46,12 @@ _UTMP: Final = ("/run/utmp", "/var/run/utmp")
 _SESSIONS: Final = "/run/systemd/sessions"
 
 
+def prepare(ctx: Context) -> None:
+    """Import what only machines with an NVMe disk need: behind the walls nothing can be."""
+    if os.path.isdir(f"{ctx.root}/sys/class/nvme"):
+        import workers.nvme  # noqa: F401
+
+
 def guest_get_vcpus(ctx: Context) -> list[Reply]:
     """Each processor that the kernel knows.  One without an `online` file cannot be taken off line."""
     try:
@@ -128,11 +134,11 @@ def guest_get_disks(ctx: Context) -> list[Reply]:
 
 
 def _add_smart(ctx: Context, disk: Reply) -> None:
-    from workers.nvme import parse_smart_log, read_smart_log  # seldom there is one
-
     try:
+        from workers.nvme import parse_smart_log, read_smart_log  # it is there, unless the disk is new
+
         disk["smart"] = parse_smart_log(read_smart_log(f"{ctx.root}{disk['name']}"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, ImportError) as e:
         ctx.log.debug(f"no SMART log of {disk['name']}: {e}")
 
 

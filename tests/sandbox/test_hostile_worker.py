@@ -28,8 +28,10 @@ def act(socket, number):
 def request(self, value):
     number, verb, _ = value
     if verb == frame.HELLO:
-        return self._reply(number, True, True)
-    act(self._front, number)
+        self._reply(number, True, True)
+    else:
+        act(self._front, number)
+    return True
 
 runtime.Worker._request = request
 from privsep.child import main
