@@ -55,7 +55,7 @@ class Points:
         os.mkdir(self.libexec)
         for script in LIBEXEC.iterdir():
             if script.is_dir():
-                os.symlink(script, f"{self.libexec}/{script.name}")  # the filters
+                os.symlink(script, f"{self.libexec}/{script.name}")
                 continue
             self._script(script, f"{self.libexec}/{script.name}", script.name, variant)
         self.program = f"{self.folder}/privsep-ga"
@@ -122,6 +122,8 @@ class FaultAgent(Agent):
     watchdog  seconds of silence after which its service manager kills it, 0: it has none
     """
 
+    GROUP = 0
+
     def __init__(self, points: Points, *args: str, directory: str | None = None, watchdog: float = 0.0) -> None:
         self.points = points
         super().__init__(*args, directory=directory)
@@ -180,10 +182,9 @@ class Manager:
                 self._socket.recv(64)
                 heard = time.monotonic()
             if heard and time.monotonic() - heard > self._seconds:
+                # All at once, as by cgroup.kill: the supervisor's end alone would have the kernel continue the others.
                 tree = list(self._agent.processes().values())
-                for pid in tree:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                os.killpg(self._agent.pid, signal.SIGKILL)
                 end = time.monotonic() + 5
                 while any(state(pid) not in ("", "Z", "X") for pid in tree) and time.monotonic() < end:
                     time.sleep(0.005)
@@ -291,7 +292,7 @@ class Writers:
             time.sleep(0.005)
 
     def settle(self, limit: float = 5.0) -> bool:
-        """Until no write is on its way."""
+        """Until no write is on its way.  ValueError when a writer failed, as on a file system that became read-only."""
         end = time.monotonic() + limit
         while any(w.asked is not None for w in self.all) and (left := end - time.monotonic()) > 0:
             for fd in select.select([w.fd for w in self.all if w.asked is not None], [], [], left)[0]:
@@ -310,7 +311,9 @@ class Writers:
 
 
 def signal_all(pids: list[int], number: int) -> None:
-    """Send it to each at once, then wait until it has worked (dead or stopped; a SIGTERM may be ignored)."""
+    """Send it to each at once, then wait until it has worked (dead or stopped; a SIGTERM may be ignored).
+
+    The supervisor comes last: its end makes the process group an orphan, and the kernel continues what is stopped there."""
     if number in (signal.SIGKILL, signal.SIGSEGV) and len(pids) > 1:
         for pid in pids:  # so that none of them sees another's death
             with contextlib.suppress(ProcessLookupError):
