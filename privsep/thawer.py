@@ -344,6 +344,10 @@ class Thawer:
             if fds and data[0] != wire.HOLD:
                 raise ValueError("unexpected descriptors")
             self._message(data, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            # It ended before it could read the answer: an end of file, not a broken protocol.
+            if self._fs is not None:
+                self._fs_gone()
         except (ValueError, IndexError, struct.error, OSError) as e:
             wire.close_all([fd for fd in fds if not any(s is not None and s.fd == fd for s in self._slots)])
             self._log.error(f"fs breaks the protocol and is given up: {e}")
