@@ -35,7 +35,7 @@ def _codec() -> object:
         ext.Timestamp = Timestamp  # type: ignore[attr-defined]
         try:
             # It asks `datetime` for the C interface, which the C half of that module has too.
-            import _datetime
+            import _datetime  # type: ignore[import-not-found]
 
             return cmodule.load("msgpack", "_cmsgpack", {"msgpack.ext": ext, "datetime": _datetime})
         except ImportError:

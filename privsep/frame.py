@@ -22,7 +22,7 @@ buffer, some 212 kB by default.
 
 from __future__ import annotations
 
-from _functools import partial  # functools would bring collections
+from _functools import partial  # type: ignore[import-not-found] # functools would bring collections
 
 from privsep.codec import pack, unpack
 from protocol.errors import ProtocolViolation
@@ -208,7 +208,7 @@ class Assembler:
         parts = self._parts
         if mark == _LAST and not parts:
             value = decode(datagram[1:], self._walk)
-        elif mark == _LAST or mark == _MORE:
+        elif mark in (_LAST, _MORE):
             if len(parts) + len(datagram) - 1 > self._limit:
                 raise ProtocolViolation("frame too large")
             parts += memoryview(datagram)[1:]

@@ -35,7 +35,19 @@ _CUT: Final = b"..."
 class Log:
     """`prefix` is the process's name; `hold` may be set later, and is asked before each write."""
 
-    __slots__ = ("hold", "verbose", "_fd", "_prefix", "_journal", "_poll", "_ring", "_first", "_held", "_lost", "_may_block")
+    __slots__ = (
+        "hold",
+        "verbose",
+        "_fd",
+        "_prefix",
+        "_journal",
+        "_poll",
+        "_ring",
+        "_first",
+        "_held",
+        "_lost",
+        "_may_block",
+    )
 
     def __init__(
         self,

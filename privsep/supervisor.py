@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-    from privsep.log import Log
     from privsep.early import Early
+    from privsep.log import Log
     from privsep.runfiles import RunFiles
     from privsep.wiring import Socket
 

@@ -69,7 +69,7 @@ class Command:
         self.limit = limit
         self.confirm = confirm
         self.polled = polled
-        self.secret = any([a.secret for a in args])
+        self.secret = any(a.secret for a in args)
         self.takes = next((a.name for a in args if a.bulk), "")
         self.gives = tuple([m.name for m in returns.members if m.bulk]) if type(returns) is Struct else ()
 

@@ -186,7 +186,7 @@ def with_bulk(value: dict[str, object], bulk: tuple[str, ...], id: object = ABSE
             pieces += (text + b'"', base64.encode(member))
             text = b'"'
         elif hasattr(member, "read"):
-            pieces += (text + b'"', member)
+            pieces += (text + b'"', member)  # type: ignore[arg-type]
             text = b'"'
         else:
             raise TypeError("bulk data of another type")

@@ -173,7 +173,13 @@ def files(rows: Rows, effort: Effort) -> None:
             f.write(block)
     into = bytearray(72 * MIB)
     with both() as pair:
-        for size, name in ((4096, "4 KiB"), (65536, "64 KiB"), (MIB, "1 MiB"), (16 * MIB, "16 MiB"), (48 * MIB, "48 MiB")):
+        for size, name in (
+            (4096, "4 KiB"),
+            (65536, "64 KiB"),
+            (MIB, "1 MiB"),
+            (16 * MIB, "16 MiB"),
+            (48 * MIB, "48 MiB"),
+        ):
             for _ in range(effort.rounds // 2 + 1):
                 for who, agent in pair.items():
                     for verb in ("read", "write"):
@@ -227,14 +233,16 @@ def programs(rows: Rows, effort: Effort) -> None:
                 rows["exec, 16 MiB of output captured"].add(who, 16 / (time.perf_counter() - begun))
 
 
+_into = bytearray(32 * MIB)
+
+
 def run(agent: Agent, path: str, *arg: str) -> int:
     """Run a program to its end; how long the reply with its status is."""
-    into = bytearray(32 * MIB)
     pid = agent.call("guest-exec", path=path, arg=list(arg), capture_output=bool(arg))["pid"]
     request = line("guest-exec-status", pid=pid)
     while True:
-        size = ask(agent.client, request, into)
-        if b'"exited": false' not in into[:100]:
+        size = ask(agent.client, request, _into)
+        if b'"exited": false' not in _into[:100]:
             return size
         time.sleep(0.0002)
 

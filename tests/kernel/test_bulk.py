@@ -173,7 +173,9 @@ def test_two_descriptors_are_a_violation_and_one_too_many_is_closed(ends: tuple[
     fds = [sealed(b"x"), sealed(b"y")]
     before = descriptors() - 2
     data = frame.encode([number, True, {"buf-b64": 1}, ["buf-b64"]])[0]
-    worker.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(f.to_bytes(4, sys.byteorder) for f in fds))])
+    worker.sendmsg(
+        [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(f.to_bytes(4, sys.byteorder) for f in fds))]
+    )
     for fd in fds:
         os.close(fd)
     with pytest.raises(ProtocolViolation):
@@ -236,7 +238,9 @@ def test_a_front_that_goes_in_the_middle_is_noticed() -> None:
         frame.Incoming(theirs, frame.BULK_PART + 10, bytearray(frame.DATAGRAM)).drain()
 
 
-@pytest.mark.parametrize("value", [None, 1, [], ["a"], ["a", 0], ["a", -1], ["a", True], [1, 1], ["a", frame.LIMIT + 1]])
+@pytest.mark.parametrize(
+    "value", [None, 1, [], ["a"], ["a", 0], ["a", -1], ["a", True], [1, 1], ["a", frame.LIMIT + 1]]
+)
 def test_an_announcement_of_anything_else_is_a_violation(value: object) -> None:
     with pytest.raises(ProtocolViolation):
         frame.bulk_of(value)

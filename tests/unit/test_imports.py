@@ -19,7 +19,19 @@ LISTS = Path(__file__).with_name("imports")
 PROJECT = Path(__file__).resolve().parents[2]
 PROCESSES = ("supervisor", *(d.name for d in DOMAINS))
 # What never may be in a process that has to be there in tens of milliseconds (docs/performance.md).
-NEVER = {"dataclasses", "typing", "enum", "re", "socket", "signal", "subprocess", "logging", "json", "argparse", "pathlib"}
+NEVER = {
+    "dataclasses",
+    "typing",
+    "enum",
+    "re",
+    "socket",
+    "signal",
+    "subprocess",
+    "logging",
+    "json",
+    "argparse",
+    "pathlib",
+}
 
 _PROGRAM = """
 import sys
@@ -44,7 +56,14 @@ def imports(process: str) -> str:
 def found(process: str) -> list[str]:
     libraries = [p for p in sys.path if "site-packages" in p or "dist-packages" in p]
     result = subprocess.run(
-        [os.path.realpath(sys.executable), "-IS", "-c", _PROGRAM.format(imports=imports(process)), str(PROJECT), *libraries],
+        [
+            os.path.realpath(sys.executable),
+            "-IS",
+            "-c",
+            _PROGRAM.format(imports=imports(process)),
+            str(PROJECT),
+            *libraries,
+        ],
         capture_output=True,
         text=True,
         timeout=30,

@@ -68,9 +68,9 @@ REQUESTS = st.one_of(
         ]
     ),
     st.builds(
-        lambda lead, name, blank, number, tail: lead
-        + b'{"execute":"%s","arguments":{"id":%s%s}}' % (name, blank, number)
-        + tail,
+        lambda lead, name, blank, number, tail: (
+            lead + b'{"execute":"%s","arguments":{"id":%s%s}}' % (name, blank, number) + tail
+        ),
         st.sampled_from([b"", b"\xff", b"\xff\xff", b" "]),
         st.sampled_from([b"guest-sync", b"guest-sync-delimited"]),
         st.sampled_from([b"", b" ", b"\t"]),
