@@ -22,6 +22,7 @@ help:
 	@echo 'make test-vm    the tests that boot a virtual machine'
 	@echo 'make faults     who dies when while file systems are frozen: the whole matrix, docs/fault-matrix.md (root)'
 	@echo 'make attack     what a process that was taken over can do, tried from inside each (root)'
+	@echo 'make bench      speed and memory beside qemu-ga: table, JSON, docs/bench.svg (root)'
 	@echo 'make lint       ruff, mypy --strict, the layers'
 	@echo 'make demo       one minute that shows what the agent promises (root)'
 	@echo 'make run        serve on a unix socket in a fresh folder'
@@ -64,6 +65,10 @@ faults: setup
 # What comes through from inside each process (root; in a private root).
 attack: setup
 	@$(PYTHON) -m tests.sandbox.attack $(ARGS)
+
+bench: setup
+	@mkdir -p build
+	@$(PYTHON) -m tests.bench --json build/bench.json --svg docs/bench.svg $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

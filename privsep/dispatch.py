@@ -113,9 +113,8 @@ class Link:
                 rest = {name: value for name, value in arguments.items() if name != command.takes}
                 verb = self._verbs[command.name]
                 self._unsent += frame.encode([self.current_id, verb, rest, [command.takes, len(text)]])
-                self._unsent.append(
-                    frame.Pieces(text.view() if isinstance(text, LongText) else memoryview(text.encode()))
-                )
+                view = text.view() if isinstance(text, LongText) else memoryview(text.encode())
+                self._unsent.append(frame.Pieces(view))
                 self.flush()
                 return
         self._send([self.current_id, self._verbs[command.name], arguments])

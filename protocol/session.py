@@ -71,20 +71,21 @@ class Request:
 
     def __init__(self, like: Request | None = None) -> None:
         """A new one; with the command and the arguments of another, which have been checked."""
-        self.called = False
-        self.muted = False
-        self.call = 0  # the number under which its worker knows it
-        self.error: CommandError | None = None
         self.command: Command | None = None
         self.arguments: dict[str, object] = {}
         self.id: object = None
         self.has_id = False
-        self.checked = like is not None
+        self.error: CommandError | None = None
+        self.called = False
+        self.muted = False
+        self.call = 0  # the number under which its worker knows it
+        self.checked = False  # the arguments were
         if like is not None:
             self.command = like.command
             self.arguments = like.arguments
             self.id = like.id
             self.has_id = like.has_id
+            self.checked = True
 
 
 class Session:
