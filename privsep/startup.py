@@ -133,7 +133,7 @@ def _supervise(
         policy_name=policy.name,
         early=early,
     )
-    log.hold = lambda: supervisor._board.frozen
+    log.hold = lambda: supervisor.board.frozen
     _wall(log, libexec, enabled)
     supervisor.start_front()
     for note in policy.notes:
