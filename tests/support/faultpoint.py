@@ -114,7 +114,7 @@ def _thawer(reporter: _Reporter, variant: str) -> None:
 
 def _supervisor(variant: str) -> None:
     if variant == NO_DEATH_RULE:
-        from privsep.supervisor import Supervisor
+        from privsep.holder import Holder
 
-        Supervisor._fs_died = lambda self: None  # type: ignore[method-assign]
-        Supervisor._thawer_died = lambda self: None  # type: ignore[method-assign]
+        Holder.fs_died = lambda self: None  # type: ignore[method-assign]
+        Holder.thawer_died = lambda self: None  # type: ignore[method-assign]
