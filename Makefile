@@ -13,7 +13,7 @@ PACKAGES := privsep protocol workers policy
 SOURCES := $(shell find $(PACKAGES) -name '*.py')
 PYTEST := $(PYTHON) -m pytest -q
 
-.PHONY: help setup test test-long test-vm faults attack lint format demo run clean
+.PHONY: help setup test test-long test-vm faults attack lint format demo deb run clean
 
 help:
 	@echo 'make setup      tools, $(VENV) and the programs in $(VENV)/bin (root: installs what the system lacks)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make bench      speed and memory beside qemu-ga: table, JSON, docs/bench.svg (root)'
 	@echo 'make lint       ruff, mypy --strict, the layers'
 	@echo 'make demo       one minute that shows what the agent promises (root)'
+	@echo 'make deb        build/*.deb, the Debian package (root: installs what the build lacks)'
 	@echo 'make run        serve on a unix socket in a fresh folder'
 
 setup: $(VENV)/.compiled
@@ -82,6 +83,9 @@ format: setup
 
 demo: setup
 	@$(PYTHON) -m demo.demo
+
+deb:
+	@packaging/deb.sh $(ARGS)
 
 # -t: state files of a trial must not meet those of an installed agent.
 run: setup
