@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal
 import os
+import time
 
 from privsep import life, wiring
 from privsep.domains import Domain
@@ -44,6 +45,10 @@ class Child:
     @property
     def up(self) -> bool:
         return self.life.state == life.UP
+
+    def wait(self) -> float:
+        """Seconds until it may be started again."""
+        return self.life.wait(time.monotonic())
 
     def born(self, pid: int, control: Socket) -> None:
         self.pid = pid

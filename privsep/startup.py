@@ -118,6 +118,7 @@ def _supervise(
             log.warning(f"cannot {'make' if frozen else 'remove'} the frozen marker in {statedir}: {e.strerror}")
 
     enabled = enabled_rows(policy, hook=bool(config.hook))
+    _granted(enabled)
     supervisor = Supervisor(
         log=log,
         libexec=libexec,
@@ -132,7 +133,7 @@ def _supervise(
         policy_name=policy.name,
         early=early,
     )
-    log.hold = lambda: supervisor._board.frozen
+    log.hold = lambda: supervisor.board.frozen
     _wall(log, libexec, enabled)
     supervisor.start_front()
     for note in policy.notes:
@@ -148,6 +149,17 @@ def _supervise(
         runfiles.remove_status()
         if rundir.is_instance(runfiles.directory) and runfiles.journal_clear():
             rundir.remove(runfiles.directory, runfiles.journal_path)
+
+
+def _granted(enabled: frozenset[str]) -> None:
+    """See that the unit grants what the policy needs.  Raises StartError."""
+    if "NOTIFY_SOCKET" not in os.environ or os.geteuid() != 0:
+        return  # not started by a service manager: there is no unit
+    from privsep import granted
+
+    problem = granted.check(enabled)
+    if problem:
+        raise StartError(problem)
 
 
 def _wall(log: Log, libexec: str, enabled: frozenset[str]) -> None:

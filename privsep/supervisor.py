@@ -1,24 +1,20 @@
-"""The supervisor: starts the others, looks at them, hands sockets over, and is the second holder of every freeze.
+"""The supervisor: starts the others, looks at them, hands sockets over, and ends them.
 
 It reads one byte at a time from its children and believes none of them: a byte makes it do what it would do for any child of
 that row.  It never sees a request or a reply.
 
-Deaths (the thawer's own rules are in `privsep/thawer.py`):
+Deaths:
 
 * a worker: the front notices by the end of file on their socket; it is started again when it is asked for, after a pause
   when it keeps dying.
 * the front: started again at once; workers that hold state get a new socket when the new front asks for them.
-* fs while frozen: started again at once, so that it takes the freeze over or finishes what a lapse left to do (the hook).
-* the thawer while frozen: fs thaws and ends.  When it has not ended soon it is killed.  Once both are gone the journal
-  is worked off by a forked child of our own, whether or not there is something left to thaw.
-* the deadline and one second more: fs and thawer are killed; then as above.
+* fs and thawer: `privsep/holder.py`.
 """
 
 from __future__ import annotations
 
 import _signal
 import os
-import select
 import stat
 import time
 
@@ -27,6 +23,9 @@ from privsep.accounts import resolve
 from privsep.board import Board
 from privsep.children import Child
 from privsep.domains import BY_NAME, DOMAINS, LANDLOCK, LANDLOCK_UNDECLARED, NUMBER, SUPERVISOR_CAPS
+from privsep.frontlog import FrontLog
+from privsep.holder import Holder
+from privsep.loop import Loop
 from privsep.notify import Notifier
 from privsep.sandbox import caps
 
@@ -40,13 +39,9 @@ if TYPE_CHECKING:
     from privsep.runfiles import RunFiles
     from privsep.wiring import Socket
 
-_PATIENCE_FS: Final = 0.5  # seconds that fs has to thaw and end when the thawer is dead
-_LATER: Final = 1.0  # seconds after the thawer's deadline at which ours is
 _STOP_THAW: Final = 0.6  # seconds that a stop waits for the thaw, at each of two attempts
 _STOP_ALL: Final = 1.5  # seconds that a stop waits for the children
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
-_COPIED: Final = 64 * 1024  # bytes of the front's log in one second; what is more waits, then its lines are lost
-_RECOVERY: Final = 10.0  # seconds after which a recovery that hangs is reported and tried again
 
 
 class Supervisor:
@@ -77,30 +72,40 @@ class Supervisor:
         self._runfiles = runfiles
         self._auto_thaw = auto_thaw
         self._hook_limit = hook_limit
-        self._marker = marker
         self._policy_name = policy_name
         self._privileged = os.geteuid() == 0
         with open("/proc/self/status", "rb", buffering=0) as status:
             self._available = caps.permitted(caps.parse_status(status.read(16384)))
         self._log_fd = spawn.above(os.dup(2))
         os.set_inheritable(self._log_fd, False)
-        self._front_log = _pipe() if stat.S_ISREG(os.fstat(self._log_fd).st_mode) else None
         self._early = early
         if early is not None:
-            self._board = early.board
+            self.board = early.board
         else:
-            self._board = Board.create()
-            self._board.fd = spawn.above(self._board.fd)
+            self.board = Board.create()
+            self.board.fd = spawn.above(self.board.fd)
         with open("/etc/passwd", "rb") as f:
             ids, self._missing_accounts = resolve(f.read())
         self.children = {d.name: Child(d, *ids[d.name]) for d in DOMAINS}
-        self._poll = select.poll()
-        self._by_fd: dict[int, tuple[Child, bool]] = {}  # fd -> (child, is it the pidfd)
-        self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
+        self._loop = Loop()
+        self._front_log: FrontLog | None = None
+        if stat.S_ISREG(os.fstat(self._log_fd).st_mode):
+            self._front_log = FrontLog(self._loop, self._log_fd, lambda: self.board.frozen)
+        self._holder = Holder(
+            loop=self._loop,
+            log=log,
+            children=self.children,
+            board=self.board,
+            runfiles=runfiles,
+            auto_thaw=auto_thaw,
+            marker=marker,
+            privileged=self._privileged,
+            start=self._start,
+            changed=self._changed,
+            ended=self._freeze_ended,
+        )
         self._channel: channel.Channel | None = None
         self._told_of_landlock = False
-        self._armed = False
-        self._recovery: tuple[int, int] | None = None  # pid, pidfd
         self._stopping = False
         self._done = False
         self._failed = False
@@ -116,7 +121,8 @@ class Supervisor:
     def run(self) -> int:
         """Until SIGTERM or SIGINT; the exit status.  Raises ChannelError when the channel cannot be opened."""
         self._take_signals()
-        self._watch_log()
+        if self._front_log is not None:
+            self._front_log.watch()
         self._open()
         if self._privileged:
             self._limit()
@@ -127,16 +133,13 @@ class Supervisor:
         if self._auto_thaw == 0 and "fs" in self._enabled:
             self._log.warning("auto-thaw is 0: a freeze that the host does not end lasts for ever")
         if self._runfiles.journal_pending():
-            self._recover("the agent was restarted")
+            self._holder.recover("the agent was restarted")
         self._status()
         self._alive()
         while not self._done:
-            for fd, _ in self._poll.poll(self._timeout()):
-                self._event(fd)
-            now = time.monotonic()
-            for name in [n for n, (at, _) in self._timers.items() if at <= now]:
-                self._timers.pop(name)[1]()
-        self._copy_log()
+            self._loop.turn()
+        if self._front_log is not None:
+            self._front_log.copy()
         self._runfiles.remove_status()
         return 1 if self._failed else 0
 
@@ -145,7 +148,7 @@ class Supervisor:
             _signal.signal(number, lambda *_: None)
         _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
         _signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
-        self._poll.register(self._wake[0], select.POLLIN)
+        self._loop.watch(self._wake[0], lambda: self._signalled())
 
     def _limit(self) -> None:
         """Our own bounding set: what the enabled rows and we ourselves need."""
@@ -158,64 +161,18 @@ class Supervisor:
         caps.limit_to(mask, last)
         self._available = mask
 
-    def _timeout(self) -> int | None:
-        if not self._timers:
-            return None
-        due = min(at for at, _ in self._timers.values()) - time.monotonic()
-        return max(0, int(due * 1000) + 1)
-
-    def _at(self, name: str, delay: float, function: Callable[[], None]) -> None:
-        self._timers[name] = (time.monotonic() + delay, function)
-
-    def _event(self, fd: int) -> None:
-        if fd == self._wake[0]:
-            for number in os.read(fd, 64):
-                self._signal(number)
-        elif self._recovery is not None and fd == self._recovery[1]:
-            self._recovered()
-        elif self._front_log is not None and fd == self._front_log[0]:
-            self._copy_log()
-        elif fd in self._by_fd:
-            child, dead = self._by_fd[fd]
-            if dead:
-                self._died(child)
-            else:
-                self._byte(child)
-
     def _alive(self) -> None:
         """Tell the service manager's watchdog that this loop turns."""
         if self._notifier.interval is not None:
             self._notifier.alive()
-            self._at("alive", self._notifier.interval, self._alive)
+            self._loop.at("alive", self._notifier.interval, self._alive)
 
-    def _signal(self, number: int) -> None:
-        if number in (_signal.SIGTERM, _signal.SIGINT):
-            self._stop()
-        elif number == _signal.SIGHUP:
-            self._log.warning("SIGHUP: the policy is read at start only; restart the agent to apply a change")
-
-    # -- the front's log: it may make no file longer, so what it says comes through a pipe and is copied as it is
-
-    def _watch_log(self) -> None:
-        if self._front_log is not None:
-            self._poll.register(self._front_log[0], select.POLLIN)
-
-    def _copy_log(self) -> None:
-        """Once a second, or when frozen not at all: the pipe keeps the rest."""
-        if self._front_log is None:
-            return
-        reader = self._front_log[0]
-        try:
-            self._poll.unregister(reader)
-        except KeyError:
-            pass  # it waits for its second
-        if self._board.frozen:
-            return  # `_disarm` looks at it again
-        try:
-            os.write(self._log_fd, os.read(reader, _COPIED))
-        except OSError:
-            pass  # nothing to read at the end, or a full disk
-        self._at("front log", 1.0, self._watch_log)
+    def _signalled(self) -> None:
+        for number in os.read(self._wake[0], 64):
+            if number in (_signal.SIGTERM, _signal.SIGINT):
+                self._stop()
+            elif number == _signal.SIGHUP:
+                self._log.warning("SIGHUP: the policy is read at start only; restart the agent to apply a change")
 
     # -- the channel
 
@@ -227,7 +184,7 @@ class Supervisor:
             if not self._retry:
                 raise
             self._log.error(f"{e}; trying again in {_REOPEN:g} seconds")
-            self._at("channel", _REOPEN, self._open)
+            self._loop.at("channel", _REOPEN, self._open)
             return
         self._channel = opened
         self._give_channel()
@@ -245,10 +202,10 @@ class Supervisor:
 
     def _reopen(self) -> None:
         """The front lost a device (or died with it)."""
-        if self._channel is not None or "channel" in self._timers or self._stopping:
+        if self._channel is not None or self._loop.due("channel") is not None or self._stopping:
             return
         self._retry = True  # a port that was there comes back
-        self._at("channel", 0.1, self._open)
+        self._loop.at("channel", 0.1, self._open)
 
     # -- children
 
@@ -277,8 +234,8 @@ class Supervisor:
                 f"{self._libexec}/{name}",
                 control=control,
                 policy=policy,
-                board=self._board.fd,
-                log=self._front_log[1] if name == "front" and self._front_log is not None else self._log_fd,
+                board=self.board.fd,
+                log=self._front_log.writer if name == "front" and self._front_log is not None else self._log_fd,
                 environ=spawn.environment(dict(os.environ), programs=child.row.programs),
             )
         except OSError as e:
@@ -297,9 +254,8 @@ class Supervisor:
 
     def _watch(self, child: Child, pid: int, control: Socket) -> None:
         child.born(pid, control)
-        for fd, dead in ((control.fileno(), False), (child.pidfd, True)):
-            self._by_fd[fd] = (child, dead)
-            self._poll.register(fd, select.POLLIN)
+        self._loop.watch(control.fileno(), lambda: self._byte(child))
+        self._loop.watch(child.pidfd, lambda: self._died(child))
 
     def _equip_fs(self) -> None:
         """fs needs the journal, the thawer and, when there is a hook, the hook worker: all up before it starts work."""
@@ -329,7 +285,7 @@ class Supervisor:
         except OSError:
             data = b""
         if not data:
-            self._drop(child.control.fileno())
+            self._loop.forget(child.control.fileno())
             return  # its pidfd tells the rest
         name = child.row.name
         byte = data[:1]
@@ -338,12 +294,13 @@ class Supervisor:
         elif name == "front" and child.up:
             self._front_asks(data[0])
         elif name == "fs" and byte in (wiring.ARM, wiring.ARM_WITHOUT_MARKER):
-            self._arm(marker=byte == wiring.ARM)
+            if self._holder.arm(marker=byte == wiring.ARM):  # unanswered it does not freeze
+                child.tell(wiring.ARM)
         elif name == "thawer" and byte == wiring.KILL_FS:
             self._log.warning("the freeze lapsed: the fs worker is ended")
             self.children["fs"].kill()
         elif name == "thawer" and byte == wiring.THAWED:
-            self._disarm()
+            self._holder.disarm()
             child.tell(wiring.THAWED)
 
     def _ready(self, child: Child, level: int) -> None:
@@ -388,12 +345,12 @@ class Supervisor:
             return
         child = self.children[name]
         if child.alive and (child.leaving or child.killed):
-            self._at(f"connect {name}", 0.02, lambda: self._connect(name))
+            self._loop.at(f"connect {name}", 0.02, lambda: self._connect(name))
             return
         if not self._start(name):
-            wait = child.life.wait(time.monotonic())
+            wait = child.wait()
             if 0 < wait <= 1.0 and not self._stopping:
-                self._at(f"connect {name}", wait, lambda: self._connect(name))
+                self._loop.at(f"connect {name}", wait, lambda: self._connect(name))
             else:
                 front.tell(wiring.TAG_UNAVAILABLE + number)
             return
@@ -401,16 +358,12 @@ class Supervisor:
         child.give(wiring.TAG_CHANNEL, ours.detach())
         front.give(wiring.TAG_WORKER + number, theirs.detach())
 
-    def _drop(self, fd: int) -> None:
-        if self._by_fd.pop(fd, None) is not None:
-            self._poll.unregister(fd)
-
     def _died(self, child: Child) -> None:
         name = child.row.name
         now = time.monotonic()
-        self._drop(child.pidfd)
+        self._loop.forget(child.pidfd)
         if child.control is not None:
-            self._drop(child.control.fileno())
+            self._loop.forget(child.control.fileno())
         was_up = child.up
         how = child.reap()
         expected = child.leaving or self._stopping or (was_up and how == "exit status 0")
@@ -428,123 +381,34 @@ class Supervisor:
         elif name == "front":
             self._front_died()
         elif name == "fs":
-            self._fs_died()
+            self._holder.fs_died()
         elif name == "thawer":
-            self._thawer_died()
+            self._holder.thawer_died()
         self._status()
 
     def _front_died(self) -> None:
         """A device went with it; a listener is still open here."""
         if not self._start("front"):
-            self._at("front", self.children["front"].life.wait(time.monotonic()) + 0.001, self._front_died)
+            self._loop.at("front", self.children["front"].wait() + 0.001, self._front_died)
             return
         if self._channel is None:
             self._reopen()
         else:
             self._give_channel()
 
-    # -- freezing
+    # -- what the holder says
 
-    def _arm(self, *, marker: bool) -> None:
-        """fs is about to freeze: flag, marker and second deadline first, then the acknowledgement."""
-        if self._stopping:
-            return  # unanswered, so it does not freeze
-        if marker:
-            self._marker(True)
-        self._armed = True
-        self._board.set_frozen(True)
-        if self._auto_thaw > 0 and "deadline" not in self._timers:  # a hostile fs cannot put it off
-            self._at("deadline", self._auto_thaw + _LATER, self._deadline)
+    def _changed(self) -> None:
         self._status()
-        self.children["fs"].tell(wiring.ARM)
+        if self._stopping:
+            self._stop_next()
 
-    def _disarm(self) -> None:
-        self._timers.pop("deadline", None)
-        self._timers.pop("fs patience", None)
-        if not self._armed:
-            return
-        self._armed = False
-        self._board.set_frozen(False)
-        self._marker(False)
+    def _freeze_ended(self) -> None:
+        """What waited for the thaw."""
         self._log.flush()
-        self._watch_log()
-        self._status()
-        if self._stopping:
-            self._stop_next()
-
-    def _deadline(self) -> None:
-        self._log.error("the freeze is over its deadline and its watchdog has not thawed: thawing from the journal")
-        self.children["fs"].kill()
-        self.children["thawer"].kill()
-        if not self.children["fs"].alive and not self.children["thawer"].alive:
-            self._recover("the deadline passed")
-
-    def _fs_died(self) -> None:
-        if self._armed:
-            if not self.children["thawer"].alive:
-                self._recover("the freeze's workers died")
-            else:
-                self._restart_fs()
-        elif self._runfiles.journal_pending():
-            self._restart_fs()  # the thaw hook is still due
-        else:
-            for name in ("thawer", "hook"):
-                if self.children[name].alive:
-                    self.children[name].leave_after(self._drop)
-
-    def _restart_fs(self) -> None:
-        if not self._start("fs"):
-            self._at("fs", self.children["fs"].life.wait(time.monotonic()) + 0.001, self._restart_fs)
-
-    def _thawer_died(self) -> None:
-        fs = self.children["fs"]
-        if not fs.alive:
-            if self._armed:
-                self._recover("the freeze's workers died")
-        elif self._armed:
-            self._at("fs patience", _PATIENCE_FS, fs.kill)
-        else:
-            fs.leave_after(self._drop)
-
-    def _recover(self, reason: str) -> None:
-        """Thaw what the journal names, in a child of our own so that a thaw that blocks does not block us."""
-        if self._recovery is not None or not self._privileged:
-            return
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                from privsep import recover
-
-                try:
-                    for line in recover.recover(self._runfiles.journal_path, reason):
-                        self._log.error(line)
-                    status = 0
-                except (recover.StillFrozen, OSError) as e:
-                    self._log.error(str(e))
-            finally:
-                os._exit(status)
-        self._recovery = (pid, os.pidfd_open(pid))
-        self._poll.register(self._recovery[1], select.POLLIN)
-        self._at("recovery", _RECOVERY, lambda: self._log.error("thawing from the journal takes long"))
-
-    def _recovered(self) -> None:
-        assert self._recovery is not None
-        pid, pidfd = self._recovery
-        _, status = os.waitpid(pid, 0)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        self._recovery = None
-        self._timers.pop("recovery", None)
-        if status == 0:
-            self._disarm()
-            if self._runfiles.journal_pending() and not self._stopping:
-                self._restart_fs()  # a hook is due
-        else:
-            self._log.error("thawing from the journal failed; trying again")
-            self._at("recovery", 1.0, lambda: self._recover("the freeze's workers died"))
-        if self._stopping:
-            self._stop_next()
+        if self._front_log is not None:
+            self._front_log.watch()
+        self._changed()
 
     # -- the end
 
@@ -554,18 +418,18 @@ class Supervisor:
             return
         self._log.debug("stopping")
         self._notifier.stopping()
-        self._stopping = True
-        self._timers.clear()
+        self._stopping = self._holder.stopping = True
+        self._loop.cancel_all()
         if self.children["fs"].alive:
             self.children["fs"].tell(wiring.TAG_QUIT)
-        if self._armed:
-            self._at("stop", _STOP_THAW, self._stop_thaw_harder)
+        if self._holder.armed:
+            self._loop.at("stop", _STOP_THAW, self._stop_thaw_harder)
         self._stop_next()
 
     def _stop_thaw_harder(self) -> None:
         """fs did not: now the thawer, by the end of file; then the journal."""
-        self.children["thawer"].leave_after(self._drop)
-        self._at("stop", _STOP_THAW, self._stop_thaw_hardest)
+        self.children["thawer"].leave_after(self._loop.forget)
+        self._loop.at("stop", _STOP_THAW, self._stop_thaw_hardest)
 
     def _stop_thaw_hardest(self) -> None:
         self.children["fs"].kill()
@@ -576,20 +440,20 @@ class Supervisor:
         if self._done:
             return
         fs, thawer = self.children["fs"], self.children["thawer"]
-        if self._armed:
+        if self._holder.armed:
             if not fs.alive and not thawer.alive:
-                self._recover("the agent was stopped")
+                self._holder.recover("the agent was stopped")
             elif not thawer.alive:
                 fs.kill()
             return
         waiting_for_hook = fs.alive and self.children["hook"].alive and not fs.leaving
-        self._at("stop", self._hook_limit + 1.0 if waiting_for_hook else _STOP_ALL, self._stop_kill)
+        self._loop.at("stop", self._hook_limit + 1.0 if waiting_for_hook else _STOP_ALL, self._stop_kill)
         for child in self.children.values():
             if waiting_for_hook and child.row.name in ("fs", "hook", "thawer"):
                 continue
             if child.alive and not child.leaving:
-                child.leave_after(self._drop)
-        if not any(c.alive for c in self.children.values()) and self._recovery is None:
+                child.leave_after(self._loop.forget)
+        if not any(c.alive for c in self.children.values()) and not self._holder.recovering:
             self._done = True
 
     def _stop_kill(self) -> None:
@@ -601,7 +465,11 @@ class Supervisor:
     # -- what privsep-gactl reads
 
     def _status(self) -> None:
-        lines = [f"policy {self._policy_name}", f"frozen {int(self._armed)}", f"process supervisor {os.getpid()}"]
+        lines = [
+            f"policy {self._policy_name}",
+            f"frozen {int(self._holder.armed)}",
+            f"process supervisor {os.getpid()}",
+        ]
         for child in self.children.values():
             if child.up:
                 lines.append(f"process {child.row.name} {child.pid}")
@@ -609,12 +477,7 @@ class Supervisor:
                 lines.append(f"landlock {child.row.name} {level}")
             if child.life.restarts:
                 lines.append(f"restarts {child.row.name} {child.life.restarts}")
-        if "deadline" in self._timers:
-            lines.append(f"deadline {self._timers['deadline'][0] - _LATER:.3f}")
+        deadline = self._holder.deadline
+        if deadline is not None:
+            lines.append(f"deadline {deadline:.3f}")
         self._runfiles.write_status("\n".join(lines) + "\n")
-
-
-def _pipe() -> tuple[int, int]:
-    """Both ends where no dup2 target of a child hits them."""
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    return spawn.above(reader), spawn.above(writer)

@@ -30,7 +30,9 @@ TOLD: Final = "told"
 
 _EBUSY: Final = 16
 _NOT_YET: Final = -1
-IN_FLIGHT_PATIENCE: Final = 0.5  # seconds for freezes that are in the kernel when the thawer is lost
+IN_FLIGHT_PATIENCE: Final = (
+    0.4  # seconds for freezes that are in the kernel when the thawer is lost (PATIENCE_FS, privsep/holder.py)
+)
 _IN_FLIGHT: Final = -2
 
 

@@ -25,7 +25,7 @@ ALLOWED = {
 OTHERS = {
     "privsep/" + n
     for n in (
-        "cli.py config.py ctl.py daemon.py kernelview.py runfiles.py startup.py supervisor.py channel.py statefile.py "
+        "cli.py config.py ctl.py daemon.py kernelview.py runfiles.py startup.py supervisor.py holder.py channel.py statefile.py "
         "notify.py rundir.py accounts.py spawn.py keyfile.py getopt.py usage.py children.py"
     ).split()
 }

@@ -1,0 +1,187 @@
+"""The supervisor's part in a freeze: it is the second holder, and what it holds is the journal and a deadline.
+
+The first holder is the thawer (`privsep/thawer.py`), whose deadline comes first.  Here it is decided what the deaths of fs and
+thawer mean, and when both are gone the journal is worked off by a forked child: a FITHAW that blocks must not block the
+supervisor.
+
+* fs dies while frozen: it is started again at once, so that it takes the freeze over or finishes what a lapse left to do.
+* the thawer dies while frozen: fs thaws and ends.  When it has not ended within `PATIENCE_FS` it is killed.
+* both are gone: the journal, whether or not there is something left to thaw.
+* our deadline: both are killed; then as above.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Final
+
+    from privsep.board import Board
+    from privsep.children import Child
+    from privsep.log import Log
+    from privsep.loop import Loop
+    from privsep.runfiles import RunFiles
+
+# Seconds that fs has to thaw and end when the thawer is dead: more than it gives freezes that are in the kernel
+# (IN_FLIGHT_PATIENCE, workers/fsstate.py), and with the recovery after it less than the second within which a death is made good.
+PATIENCE_FS: Final = 0.7
+_LATER: Final = 1.0  # seconds after the thawer's deadline at which ours is
+_RECOVERY: Final = 10.0  # seconds after which a recovery that hangs is reported
+_AGAIN: Final = 1.0  # seconds until one that failed is tried again
+
+
+class Holder:
+    """`start` starts a row's process, `ended` is called when nothing is frozen any more, `changed` when the status differs.
+
+    armed     fs has announced a freeze, and nobody has said that all is thawed
+    stopping  the agent is being stopped: nothing is started, nothing new is frozen"""
+
+    __slots__ = (
+        "armed", "stopping", "_loop", "_log", "_children", "_board", "_runfiles", "_auto_thaw", "_marker", "_privileged",
+        "_start", "_changed", "_ended", "_recovery",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        log: Log,
+        children: Mapping[str, Child],
+        board: Board,
+        runfiles: RunFiles,
+        auto_thaw: float,
+        marker: Callable[[bool], None],
+        privileged: bool,
+        start: Callable[[str], bool],
+        changed: Callable[[], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._children = children
+        self._board = board
+        self._runfiles = runfiles
+        self._auto_thaw = auto_thaw
+        self._marker = marker
+        self._privileged = privileged
+        self._start = start
+        self._changed = changed
+        self._ended = ended
+        self.armed = False
+        self.stopping = False
+        self._recovery: tuple[int, int] | None = None  # pid, pidfd
+
+    @property
+    def recovering(self) -> bool:
+        return self._recovery is not None
+
+    @property
+    def deadline(self) -> float | None:
+        """When (CLOCK_MONOTONIC) the thawer's deadline is; None: nothing is frozen, or for as long as the host likes."""
+        due = self._loop.due("deadline")
+        return None if due is None else due - _LATER
+
+    def arm(self, *, marker: bool) -> bool:
+        """fs is about to freeze: flag, marker and second deadline.  False: it must not."""
+        if self.stopping:
+            return False
+        if marker:
+            self._marker(True)
+        self.armed = True
+        self._board.set_frozen(True)
+        if self._auto_thaw > 0 and self._loop.due("deadline") is None:  # a hostile fs cannot put it off
+            self._loop.at("deadline", self._auto_thaw + _LATER, self._over)
+        self._changed()
+        return True
+
+    def disarm(self) -> None:
+        """Nothing is held any more."""
+        self._loop.cancel("deadline")
+        self._loop.cancel("fs patience")
+        if not self.armed:
+            return
+        self.armed = False
+        self._board.set_frozen(False)
+        self._marker(False)
+        self._ended()
+
+    def _over(self) -> None:
+        fs, thawer = self._children["fs"], self._children["thawer"]
+        self._log.error("the freeze is over its deadline and its watchdog has not thawed: thawing from the journal")
+        fs.kill()
+        thawer.kill()
+        if not fs.alive and not thawer.alive:
+            self.recover("the deadline passed")
+
+    # -- deaths
+
+    def fs_died(self) -> None:
+        if self.armed:
+            if not self._children["thawer"].alive:
+                self.recover("the freeze's workers died")
+            else:
+                self._restart_fs()
+        elif self._runfiles.journal_pending():
+            self._restart_fs()  # the thaw hook is still due
+        else:
+            for name in ("thawer", "hook"):
+                if self._children[name].alive:
+                    self._children[name].leave_after(self._loop.forget)
+
+    def thawer_died(self) -> None:
+        fs = self._children["fs"]
+        if not fs.alive:
+            if self.armed:
+                self.recover("the freeze's workers died")
+        elif self.armed:
+            self._loop.at("fs patience", PATIENCE_FS, fs.kill)
+        else:
+            fs.leave_after(self._loop.forget)
+
+    def _restart_fs(self) -> None:
+        if not self._start("fs"):
+            self._loop.at("fs", self._children["fs"].wait() + 0.001, self._restart_fs)
+
+    # -- the journal
+
+    def recover(self, reason: str) -> None:
+        """Thaw what the journal names; `reason` is what the host will be told."""
+        if self._recovery is not None or not self._privileged:
+            return
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                from privsep import recover
+
+                try:
+                    for line in recover.recover(self._runfiles.journal_path, reason):
+                        self._log.error(line)
+                    status = 0
+                except (recover.StillFrozen, OSError) as e:
+                    self._log.error(str(e))
+            finally:
+                os._exit(status)
+        self._recovery = (pid, os.pidfd_open(pid))
+        self._loop.watch(self._recovery[1], lambda: self._recovered())
+        self._loop.at("recovery", _RECOVERY, lambda: self._log.error("thawing from the journal takes long"))
+
+    def _recovered(self) -> None:
+        assert self._recovery is not None
+        pid, pidfd = self._recovery
+        _, status = os.waitpid(pid, 0)
+        self._loop.forget(pidfd)
+        os.close(pidfd)
+        self._recovery = None
+        self._loop.cancel("recovery")
+        if status == 0:
+            self.disarm()
+            if self._runfiles.journal_pending() and not self.stopping:
+                self._restart_fs()  # a hook is due
+        else:
+            self._log.error("thawing from the journal failed; trying again")
+            self._loop.at("recovery", _AGAIN, lambda: self.recover("the freeze's workers died"))
+        self._changed()
