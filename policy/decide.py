@@ -139,6 +139,32 @@ def decide(
     return found or Decision(True, rule, origin)
 
 
+class Ruling:
+    """A scope and the decisions by it: what a worker carries, which can import nothing once its walls are up."""
+
+    __slots__ = ("scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    def request(self, command: str, arguments: Mapping[str, object], uid: Uid | None) -> Decision:
+        return decide(self.scope, command, arguments, uid=uid)
+
+    def rate(self, command: str) -> tuple[int, Rule] | None:
+        return limit_of(self.scope, command)
+
+    @staticmethod
+    def too_often(limit: int, rule: Rule) -> Decision:
+        """The refusal of one more than `rate` says."""
+        return refuse(rule, f"more than {limit} a minute")
+
+    def freeze(self, command: str, superblocks: Sequence[Sequence[str]]) -> Decision | None:
+        return decide_mounts(self.scope, command, superblocks)
+
+    def left_out(self, purpose: str, points: Sequence[str]) -> Rule | None:
+        return mount_refusal(self.scope, purpose, points)
+
+
 def limit_of(scope: Scope, command: str) -> tuple[int, Rule] | None:
     """The requests a minute that a command may have, and the rule that says so: the smallest of those that mean it."""
     found: tuple[int, Rule] | None = None

@@ -23,6 +23,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
+    from privsep.rates import Page
+    from privsep.runtime import Context
+
 # Exit statuses that the supervisor's log can be read by.
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE
 EXIT_WALLS: Final = 71  # the row's walls could not be put up
@@ -58,8 +61,18 @@ def _say(text: str) -> None:
         pass
 
 
+def _inherited(fd: int) -> int:
+    """The descriptor, from now on for this process only; -1 when it was not given."""
+    try:
+        os.set_inheritable(fd, False)
+    except OSError:
+        return -1
+    return fd
+
+
 def _live(name: str, filters: str, root: str) -> int:
     row = BY_NAME[name]
+    rates = _inherited(wiring.RATES_FD)  # before anything else can have the number
     control = wiring.adopt(wiring.CONTROL_FD)
     for fd in (wiring.CONTROL_FD, wiring.SLICE_FD, wiring.BOARD_FD):
         os.set_inheritable(fd, False)
@@ -70,10 +83,12 @@ def _live(name: str, filters: str, root: str) -> int:
 
         if not is_sealed(wiring.SLICE_FD) and control.recv(1) != wiring.GO:
             return EXIT_BROKEN
-    allowed, settings = parse_slice(read_sealed(wiring.SLICE_FD))
+    told = read_sealed(wiring.SLICE_FD)
+    allowed, settings = parse_slice(told)
     os.close(wiring.SLICE_FD)
     log = Log(2, name, verbose=settings.get("verbose") == "1", hold=lambda: board.frozen)
 
+    context: Context | None = None
     if name == "front":
         front = front_module.Front(control, allowed=allowed, settings=settings, board=board, log=log)
         run = front.run
@@ -86,10 +101,25 @@ def _live(name: str, filters: str, root: str) -> int:
 
         module = __import__(f"workers.{name}", fromlist=["workers"])
         context = Context(log=log, settings=settings, root=root, control=control, board=board)
+        page: Page | None = None
+        if b"\nrule " in told or b"\nwhy " in told:
+            from policy.rules import scope_of  # most policies have no rules
+
+            context.scope = scope_of(told)
+            if context.scope is not None and context.scope.rules:
+                from policy.decide import Ruling
+
+                context.ruling = Ruling(context.scope)
+                if context.scope.of("rate"):
+                    from privsep.rates import Page
+
+                    page = Page(rates)
+        if rates >= 0:
+            os.close(rates)
         prepare = getattr(module, "prepare", None)
         if prepare is not None:
             prepare(context)
-        run = Worker(name, module, context, allowed).run
+        run = Worker(name, module, context, allowed, page).run
 
     gc.freeze()
     try:
@@ -102,6 +132,7 @@ def _live(name: str, filters: str, root: str) -> int:
             root=root,
             environ=os.environ,
             settings=settings,
+            granted=context.granted if context is not None else None,
         )
     except (NotAsDeclared, OSError) as e:
         _say(f"{name}: the walls of its row cannot be put up: {e}")

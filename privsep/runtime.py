@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Final
 
+    from policy.decide import Ruling
+    from policy.rules import Rule, Scope
     from privsep.board import Board
     from privsep.log import Log
+    from privsep.rates import Page
     from privsep.wiring import Socket
 
 _SMALL: Final = 4096  # bytes that are quicker copied than viewed
@@ -50,6 +53,11 @@ class Context:
     fds       descriptors that came through control, by name: journal, thawer, hook, fs
     control   the socket to the supervisor (fs and thawer)
     board     its `frozen` is the agent's frozen flag
+    scope     what the policy says about requests; None where it says no more than which commands there are
+    ruling    the decisions by its rules; None where it has none
+    grant     the rule that admitted the request that is being executed, whose limits its handler keeps
+    leave     set by a handler: the process is to end as soon as it holds no state, so that the next is started afresh
+    granted   (descriptor, letters) that take the place of the row's paths; set by a worker's `prepare`
     deferred  messages (bytes, descriptor) that a handler took from control while it waited for another; the loop's
     """
 
@@ -69,6 +77,11 @@ class Context:
         self.fds: dict[str, int] = {}
         self.control = control
         self.board = board
+        self.scope: Scope | None = None
+        self.ruling: Ruling | None = None
+        self.grant: Rule | None = None
+        self.leave = False
+        self.granted: list[tuple[int, str]] | None = None
         self.deferred: list[tuple[bytes, int | None]] = []
 
     def setting(self, name: str, default: str = "") -> str:
@@ -86,9 +99,11 @@ _TAG_NAMES: Final = {
 class _Verb:
     """One of the domain's commands; `handler` is None when policy does not allow it."""
 
-    __slots__ = ("command", "handler", "names", "audited")
+    __slots__ = ("command", "handler", "names", "audited", "number", "limit")
 
-    def __init__(self, command: Command, module: ModuleType, allowed: bool) -> None:
+    def __init__(self, number: int, command: Command, module: ModuleType, allowed: bool) -> None:
+        self.number = number
+        self.limit: tuple[int, Rule] | None = None  # requests a minute
         self.command = command
         self.handler: Callable[..., object] | None = None
         if allowed:
@@ -100,11 +115,19 @@ class _Verb:
 class Worker:
     """The loop of one domain; `module` is `workers.<domain>`."""
 
-    def __init__(self, domain: str, module: ModuleType, context: Context, allowed: frozenset[str]) -> None:
+    def __init__(
+        self, domain: str, module: ModuleType, context: Context, allowed: frozenset[str], page: Page | None = None
+    ) -> None:
+        """`page` is where requests are counted; needed where the context's scope has rates."""
         self._domain = domain
         self._module = module
         self._context = context
-        self._verbs = tuple([_Verb(c, module, c.name in allowed) for c in verbs_of(domain)])
+        self._verbs = tuple([_Verb(n, c, module, c.name in allowed) for n, c in enumerate(verbs_of(domain))])
+        self._page = page
+        self._ruling = context.ruling
+        if context.ruling is not None:
+            for verb in self._verbs:
+                verb.limit = context.ruling.rate(verb.command.name)
         self._front: Socket | None = None
         self._front_fd = -1
         self._assembler = frame.Assembler()
@@ -160,6 +183,8 @@ class Worker:
                 if not self._from_supervisor(*context.deferred.pop(0)):
                     return
             context.log.flush()
+            if context.leave and not self._holds():
+                return
 
     def _let_go(self) -> None:
         """Of the front."""
@@ -266,12 +291,15 @@ class Worker:
         try:
             handler = verb.handler
             if handler is None:
+                self._log_disabled(command)
                 raise CommandError.disabled(command.name)
             if bulk is not None:
                 arguments[command.takes] = ""  # it is text; what is in it is the handler's to judge
             checked = check_arguments(command.args, arguments)
             if bulk is not None:
                 checked[command.takes] = bulk
+            if self._ruling is not None:
+                self._obey(self._ruling, verb, checked)
             names = verb.names
             ok, value = True, handler(self._context, **{names[k]: v for k, v in checked.items()})
         except CommandError as e:
@@ -299,6 +327,29 @@ class Worker:
         if verb.audited:
             took = (time.monotonic() - begun) * 1000
             log.info(f"end {number} {command.name} {'ok' if ok else 'error'} {took:.1f} ms")
+
+    def _obey(self, ruling: Ruling, verb: _Verb, arguments: dict[str, object]) -> None:
+        """Decide by the rules of the slice, and count.  Raises CommandError."""
+        context, name = self._context, verb.command.name
+        decision = ruling.request(name, arguments, getattr(self._module, "uid_of", None))
+        if decision.allowed and verb.limit is not None:
+            limit, rule = verb.limit
+            # Without a page nothing can be counted, so nothing goes.
+            if self._page is None or not self._page.admit(verb.number, limit, time.monotonic()):
+                decision = ruling.too_often(limit, rule)
+        context.grant = decision.grant
+        if not decision.allowed:
+            context.log.warning(decision.log(name))
+            raise CommandError(decision.error(name))
+
+    def _log_disabled(self, command: Command) -> None:
+        """The front refuses it too, and first: whoever still asks has taken the front over, or it is of another policy."""
+        context = self._context
+        if context.scope is not None:
+            rule, origin = context.scope.about(command.name)
+        else:
+            rule, origin = context.setting("rule"), context.setting("origin")
+        context.log.warning(f"{command.name} is not allowed: rule {rule} ({origin})")
 
     def _reply(self, number: int, ok: bool, value: object) -> None:
         assert self._front is not None

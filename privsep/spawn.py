@@ -46,7 +46,9 @@ def environment(environ: dict[str, str], *, programs: bool) -> dict[str, str]:
     return {**_MALLOC, **{k: environ[k] for k in _KEPT if k in environ}}
 
 
-def spawn(entry: str, *, control: int, policy: int, board: int, log: int, environ: dict[str, str]) -> int:
+def spawn(
+    entry: str, *, control: int, policy: int, board: int, log: int, environ: dict[str, str], rates: int | None = None
+) -> int:
     """The child's pid.  Raises OSError when its entry script cannot be executed."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -58,6 +60,8 @@ def spawn(entry: str, *, control: int, policy: int, board: int, log: int, enviro
             (os.POSIX_SPAWN_DUP2, policy, wiring.SLICE_FD),
             (os.POSIX_SPAWN_DUP2, board, wiring.BOARD_FD),
         ]
+        if rates is not None:
+            actions.append((os.POSIX_SPAWN_DUP2, rates, wiring.RATES_FD))
         return os.posix_spawn(entry, [entry], environ, file_actions=actions, setsigmask=[])
     finally:
         os.close(null)

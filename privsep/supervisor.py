@@ -87,6 +87,7 @@ class Supervisor:
         with open("/etc/passwd", "rb") as f:
             ids, self._missing_accounts = resolve(f.read())
         self.children = {d.name: Child(d, *ids[d.name]) for d in DOMAINS}
+        self._rates: dict[str, int] = {}  # worker -> its page of counts, which outlives it
         self._loop = Loop()
         self._front_log: FrontLog | None = None
         if stat.S_ISREG(os.fstat(self._log_fd).st_mode):
@@ -237,6 +238,7 @@ class Supervisor:
                 board=self.board.fd,
                 log=self._front_log.writer if name == "front" and self._front_log is not None else self._log_fd,
                 environ=spawn.environment(dict(os.environ), programs=child.row.programs),
+                rates=self._rates_of(child),
             )
         except OSError as e:
             self._log.error(f"{name} cannot be started: {self._libexec}/{name}: {e.strerror}")
@@ -251,6 +253,15 @@ class Supervisor:
         if name == "fs":
             self._equip_fs()
         return True
+
+    def _rates_of(self, child: Child) -> int | None:
+        """Where a worker counts requests, if it has a rate to keep: the same for each of its successors."""
+        name = child.row.name
+        if child.row.channel == "front" and name not in self._rates:
+            from privsep.rates import create  # not before a worker is asked for
+
+            self._rates[name] = spawn.above(create(name))
+        return self._rates.get(name)
 
     def _watch(self, child: Child, pid: int, control: Socket) -> None:
         child.born(pid, control)

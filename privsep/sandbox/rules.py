@@ -372,7 +372,11 @@ FILTERS: Final = {
         _FSTAT,
         (
             Call("open openat", "any path that policy admits; what may be opened is Landlock's and the capabilities'"),
-            Call("lstat newfstatat", "whether the file that it made is still the one of that name"),
+            Call(
+                "stat lstat newfstatat",
+                "whether the file that it made, or a rule is for, is still the one of that name",
+            ),
+            Call("readlink readlinkat", "where a file that it opened really is, for the policy's rules"),
             Call("unlink unlinkat", "a file that it made and could not give its mode"),
             Call("fchmod", "the mode of a file that it made"),
             Call("lseek", "guest-file-seek"),
