@@ -51,6 +51,10 @@ LIES = {
     "nested": "    socket.send(b'\\0' + b'\\x91' * 100000 + b'\\1')",
     "claims-4-GiB": "    socket.send(b'\\0\\xdd\\xff\\xff\\xff\\xff')",
     "no-end": HEAVY,
+    "another-type": "    socket.send(b'\\0' + msgpack.packb([number, True, 7]))",
+    "a-member-of-another-type": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': 7}]))",
+    "a-member-that-it-does-not-have": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': 'x', 'more': 'y'}]))",
+    "bytes": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': b'x'}]))",
     "says-nothing": "    time.sleep(0) if False else socket.recv(1)",
     "drips": "    while True:\n        socket.send(b'\\1x')\n        self_wait(0.2)",
 }
