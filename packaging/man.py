@@ -25,7 +25,7 @@ TREE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TREE))
 
 from policy.builtin import PROFILES  # noqa: E402
-from policy import read as policy_reader  # noqa: E402
+from policy.keys import TABLES, Key  # noqa: E402
 from privsep import cli, ctl, usage  # noqa: E402
 from privsep.domains import DOMAINS  # noqa: E402
 from privsep.version import VERSION  # noqa: E402
@@ -44,6 +44,12 @@ def item(head: str, *paragraphs: str) -> str:
     """A tagged paragraph; `head` is roff already.  What follows the first paragraph is indented with it."""
     first, *more = [p for p in paragraphs if p] or [""]
     return "\n".join([".TP", head, first, *(f".IP\n{p}" for p in more)])
+
+
+def sentence(text: str) -> str:
+    """As a sentence, in roff; a command's name stays as it is."""
+    head = text[:1] if text.startswith("guest-") else text[:1].upper()
+    return roff(f"{head}{text[1:].rstrip('.')}.")
 
 
 def bold(text: str) -> str:
@@ -86,7 +92,7 @@ def options() -> str:
                 raise SystemExit(f"--help names --{long}, which the parser does not know")
             argument = ("", "=" + italic(long.upper()), "[=" + italic("PATH") + "]")[kinds.pop(long)]
             head = ", ".join(bold(n) for n in names.split(", ")) + argument
-            lines.append(item(head, roff(text[:1].upper() + text[1:].rstrip(".") + ".")))
+            lines.append(item(head, sentence(text)))
     if kinds:
         raise SystemExit(f"--help says nothing about {', '.join(kinds)}")
     return "\n".join(lines)
@@ -100,9 +106,7 @@ def processes() -> str:
         return ", ".join(f"CAP_{c}" for c in names) or "no capability"
 
     rows = [item(bold("supervisor"), "Starts, compares and ends the others, and decodes nothing. User root.")]
-    rows += [
-        item(bold(d.name), roff(f"{d.why[:1].upper()}{d.why[1:]}. User {d.user}; {held(d.caps)}.")) for d in DOMAINS
-    ]
+    rows += [item(bold(d.name), f"{sentence(d.why)} {sentence(f'User {d.user}; {held(d.caps)}')}") for d in DOMAINS]
     return "\n".join(rows)
 
 
@@ -144,7 +148,7 @@ def subcommands() -> str:
         lines.append(
             item(
                 " ".join([bold(words), *(synopsis(a) for a in actions(parser))]),
-                roff(about[:1].upper() + about[1:].rstrip(".") + "."),
+                sentence(about),
             )
         )
         told = [a for a in actions(parser) if a.help]
@@ -162,16 +166,55 @@ def subcommands() -> str:
 # -- privsep-ga-policy(5)
 
 
+def value(key: Key) -> str:
+    """What a key's value may be, in words."""
+    words = {
+        "text": "a string of printable characters",
+        "word": "letters, digits, -, _ and .",
+        "flag": "true or false",
+        "number": f"a number from {key.low} to {key.high}",
+        "seconds": f"seconds from {key.low} to {key.high}",
+        "size": "bytes, or a string with K, M or G",
+        "path": "an absolute path",
+        "account": "a name or a number",
+        "commands": "a list of names, patterns and @domains",
+        "patterns": "a list of patterns (* ?)",
+        "points": "a list of mount points or patterns of them",
+        "accounts": "a list of accounts",
+        "uids": 'a list of numbers and ranges like "1000-59999"',
+        "choices": f"a list out of {' '.join(key.choices)}",
+    }
+    if key.kind not in words:
+        raise SystemExit(f"no words for values of the kind {key.kind}")
+    return words[key.kind]
+
+
+def described_key(key: Key) -> str:
+    more = sentence(value(key))
+    if key.required:
+        more += " Required."
+    elif key.default:
+        more += f" {sentence(f'Default: {key.default}')}"
+    name = italic("COMMAND") if key.name == "*" else bold(key.name)
+    return item(name, sentence(key.doc), more)
+
+
 def keys() -> str:
-    """The keys as the reader's own header shows them."""
-    header = (policy_reader.__doc__ or "").partition("\n\n")[2]
-    shown = "\n".join(line[4:] for line in header.splitlines() if line.startswith("    ") or not line)
-    return f".EX\n{roff(shown.strip())}\n.EE"
+    lines = []
+    for table in TABLES:
+        name = ("[[{}]]" if table.many else "[{}]").format(table.name) if table.name else "The file as a whole"
+        lines.append(f'.SS "{roff(name)}"')
+        if table.name:
+            lines.append(sentence(table.doc))
+        lines += [described_key(key) for key in table.keys.values()]
+        if table.any_key is not None:
+            lines.append(described_key(table.any_key))
+    return "\n".join(lines)
 
 
 def profiles() -> str:
     return "\n".join(
-        item(bold(name), roff(f"{row[0][:1].upper()}{row[0][1:]}. Allows {len(row[1])} of {len(COMMANDS)} commands."))
+        item(bold(name), f"{sentence(row[0])} Allows {len(row[1])} of {len(COMMANDS)} commands.")
         for name, row in PROFILES.items()
     )
 
@@ -201,9 +244,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "PROFILES": profiles,
     "COMMANDS": commands,
     "VERSION": lambda: VERSION,
-    "DATE": lambda: datetime.fromtimestamp(int(environ.get("SOURCE_DATE_EPOCH", datetime.now(UTC).timestamp())), UTC)
-    .date()
-    .isoformat(),
+    "DATE": lambda: (
+        datetime.fromtimestamp(int(environ.get("SOURCE_DATE_EPOCH", datetime.now(UTC).timestamp())), UTC)
+        .date()
+        .isoformat()
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from policy.builtin import COMMANDS, PROFILES
+from policy.keys import TABLES
 from privsep import cli, ctl
 from privsep.config import Config
 from privsep.domains import DOMAINS
@@ -93,6 +94,15 @@ def test_every_command_and_profile_of_the_protocol_is_in_the_policys_page(folder
     text = shown(folder, "privsep-ga-policy.5")
     for name in (*COMMANDS, *PROFILES):
         assert re.search(rf"^ +{name}\b", text, re.M), name
+
+
+def test_every_key_of_the_policy_has_its_paragraph_below_its_table(folder: Path) -> None:
+    text = shown(folder, "privsep-ga-policy.5").partition("KEYS")[2]
+    for table in TABLES:
+        if table.name:
+            text = text.partition(f"[{table.name}]")[2]
+        for key in table.keys:
+            assert re.search(rf"^ +{key}\b", text, re.M), (table.name, key)
 
 
 def test_the_configuration_files_page_has_the_keys_that_are_read(folder: Path, tmp_path: Path) -> None:
