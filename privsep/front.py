@@ -274,9 +274,10 @@ class Front:
         if ok:
             try:
                 self._session.answered(request, value, now)
-            except (TypeError, ValueError, RecursionError) as e:
+            except (TypeError, ValueError, RecursionError):
                 self._session.failed(request, dispatch.nonsense(request), now)
-                raise ProtocolViolation(f"a value that is none: {type(e).__name__}") from None
+                assert request.command is not None
+                raise ProtocolViolation(f"its reply is none that {request.command.name} has") from None
         else:
             assert isinstance(value, list)
             self._session.failed(request, CommandError(value[1], value[0]), now)

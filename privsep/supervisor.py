@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _STOP_THAW: Final = 0.6  # seconds that a stop waits for the thaw, at each of two attempts
 _STOP_ALL: Final = 1.5  # seconds that a stop waits for the children
+_REAPED: Final = 0.3  # seconds for a worker that is on its way out; then the front gets another socket to it
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
 
 
@@ -344,8 +345,10 @@ class Supervisor:
             front.tell(wiring.TAG_UNPRIVILEGED + number)
             return
         child = self.children[name]
-        if child.alive and (child.leaving or child.killed):
-            self._loop.at(f"connect {name}", 0.02, lambda: self._connect(name))
+        if child.alive and (child.leaving or child.killed or child.served):
+            # It is on its way out: its sockets close before its pidfd says so.  `_died` comes back to this.
+            child.served = False
+            self._loop.at(f"connect {name}", _REAPED, lambda: self._connect(name))
             return
         if not self._start(name):
             wait = child.wait()
@@ -357,6 +360,7 @@ class Supervisor:
         ours, theirs = wiring.pair()
         child.give(wiring.TAG_CHANNEL, ours.detach())
         front.give(wiring.TAG_WORKER + number, theirs.detach())
+        child.served = True
 
     def _died(self, child: Child) -> None:
         name = child.row.name
@@ -364,9 +368,10 @@ class Supervisor:
         self._loop.forget(child.pidfd)
         if child.control is not None:
             self._loop.forget(child.control.fileno())
-        was_up = child.up
+        settled = child.life.settled(now)
         how = child.reap()
-        expected = child.leaving or self._stopping or (was_up and how == "exit status 0")
+        # Nobody is idle for a minute within two seconds: who leaves so early, however politely, does not work.
+        expected = child.leaving or self._stopping or (settled and how == "exit status 0")
         child.life.died(now, expected=expected)
         if not expected:
             self._log.error(f"{name} ended by {how}")
@@ -384,10 +389,15 @@ class Supervisor:
             self._holder.fs_died()
         elif name == "thawer":
             self._holder.thawer_died()
+        if self._loop.due(f"connect {name}") is not None:
+            self._loop.cancel(f"connect {name}")
+            self._connect(name)
         self._status()
 
     def _front_died(self) -> None:
         """A device went with it; a listener is still open here."""
+        for child in self.children.values():
+            child.served = False
         if not self._start("front"):
             self._loop.at("front", self.children["front"].wait() + 0.001, self._front_died)
             return
