@@ -253,7 +253,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def page(template: str) -> str:
-    """A template with its parts in place, lines at most 80 bytes where the formatter fills them anyway.  KeyError for an unknown part."""
+    """A template with its parts in place, lines of what the formatter fills at most 80 bytes.  KeyError for an unknown part."""
     lines: list[str] = []
     filled = True
     for line in re.sub(r"@([A-Z]+)@", lambda found: PARTS[found[1]](), template).splitlines():
