@@ -158,6 +158,10 @@ class Ruling:
         """The refusal of one more than `rate` says."""
         return refuse(rule, f"more than {limit} a minute")
 
+    def masks(self, command: str) -> bool:
+        """Whether a rule keeps arguments of the command out of the audit trail; then those of a refused one stay out too."""
+        return command == "guest-exec" and any(r.one("mask") == "true" for r in self.scope.of("exec"))
+
     def freeze(self, command: str, superblocks: Sequence[Sequence[str]]) -> Decision | None:
         return decide_mounts(self.scope, command, superblocks)
 

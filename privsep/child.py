@@ -14,7 +14,9 @@ import sys
 
 from policy.seal import is_sealed, parse_slice, read_sealed
 from privsep import wiring
+from privsep.audit import Audit
 from privsep.board import Board
+from privsep.counters import Page
 from privsep.domains import BY_NAME
 from privsep.log import Log
 from privsep.sandbox.apply import NotAsDeclared, apply
@@ -23,7 +25,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-    from privsep.rates import Page
     from privsep.runtime import Context
 
 # Exit statuses that the supervisor's log can be read by.
@@ -61,22 +62,15 @@ def _say(text: str) -> None:
         pass
 
 
-def _inherited(fd: int) -> int:
-    """The descriptor, from now on for this process only; -1 when it was not given."""
-    try:
-        os.set_inheritable(fd, False)
-    except OSError:
-        return -1
-    return fd
-
-
 def _live(name: str, filters: str, root: str) -> int:
     row = BY_NAME[name]
-    rates = _inherited(wiring.RATES_FD)  # before anything else can have the number
     control = wiring.adopt(wiring.CONTROL_FD)
-    for fd in (wiring.CONTROL_FD, wiring.SLICE_FD, wiring.BOARD_FD):
+    for fd in (wiring.CONTROL_FD, wiring.SLICE_FD, wiring.BOARD_FD, wiring.AUDIT_FD, wiring.COUNTERS_FD):
         os.set_inheritable(fd, False)
     board = Board.attach(wiring.BOARD_FD)
+    counters = Page.attach(wiring.COUNTERS_FD)
+    os.close(wiring.COUNTERS_FD)
+    audit = Audit(wiring.AUDIT_FD, counters.numbers)
     _boards.append(board)
     if name == "front":
         from privsep import front as front_module  # while the supervisor finds out what the slice will say
@@ -90,18 +84,21 @@ def _live(name: str, filters: str, root: str) -> int:
 
     context: Context | None = None
     if name == "front":
-        front = front_module.Front(control, allowed=allowed, settings=settings, board=board, log=log)
+        front = front_module.Front(
+            control, allowed=allowed, settings=settings, board=board, log=log, audit=audit, counters=counters
+        )
         run = front.run
     elif name == "thawer":
         from privsep import thawer
 
-        run = thawer.prepare(control, settings=settings, board=board, log=log)
+        run = thawer.prepare(control, settings=settings, board=board, log=log, audit=audit)
     else:
         from privsep.runtime import Context, Worker
 
         module = __import__(f"workers.{name}", fromlist=["workers"])
-        context = Context(log=log, settings=settings, root=root, control=control, board=board)
-        page: Page | None = None
+        context = Context(
+            log=log, settings=settings, root=root, control=control, board=board, audit=audit, counters=counters
+        )
         if b"\nrule " in told or b"\nwhy " in told:
             from policy.rules import scope_of  # most policies have no rules
 
@@ -110,16 +107,10 @@ def _live(name: str, filters: str, root: str) -> int:
                 from policy.decide import Ruling
 
                 context.ruling = Ruling(context.scope)
-                if context.scope.of("rate"):
-                    from privsep.rates import Page
-
-                    page = Page(rates)
-        if rates >= 0:
-            os.close(rates)
         prepare = getattr(module, "prepare", None)
         if prepare is not None:
             prepare(context)
-        run = Worker(name, module, context, allowed, page).run
+        run = Worker(name, module, context, allowed).run
 
     gc.freeze()
     try:

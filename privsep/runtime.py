@@ -13,8 +13,13 @@ import select
 import time
 
 from privsep import blob, frame, wiring
+from privsep.audit import Audit
+from privsep.audit import arguments as visible
+from privsep.counters import nowhere
 from privsep.domains import BY_NAME
 from privsep.fingerprint import fingerprint
+from privsep.rates import admit
+from protocol import tally
 from protocol.commands import Command, verbs_of
 from protocol.errors import CommandError, ProtocolViolation
 from protocol.schema import check_arguments
@@ -23,17 +28,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-    from typing import Any, Final
+    from typing import Any, Final, NoReturn
 
-    from policy.decide import Ruling
+    from policy.decide import Decision, Ruling
     from policy.rules import Rule, Scope
     from privsep.board import Board
+    from privsep.counters import Page
     from privsep.log import Log
-    from privsep.rates import Page
     from privsep.wiring import Socket
 
 _SMALL: Final = 4096  # bytes that are quicker copied than viewed
 _UNWANTED_MS: Final = 10_000
+_ARGUMENTS: Final = ("arg", "env")  # of guest-exec: what a rule's `mask` hides
 
 
 class State:
@@ -59,6 +65,8 @@ class Context:
     leave     set by a handler: the process is to end as soon as it holds no state, so that the next is started afresh
     granted   (descriptor, letters) that take the place of the row's paths; set by a worker's `prepare`
     deferred  messages (bytes, descriptor) that a handler took from control while it waited for another; the loop's
+    audit     the audit trail
+    counts    this process's counters, places by protocol/tally.py
     """
 
     def __init__(
@@ -69,8 +77,13 @@ class Context:
         root: str = "",
         control: Socket | None = None,
         board: Board | None = None,
+        audit: Audit | None = None,
+        counters: Page | None = None,
     ) -> None:
         self.settings = settings or {}
+        self.counters = counters
+        self.counts: memoryview | list[int] = nowhere() if counters is None else counters.numbers
+        self.audit = Audit(-1, self.counts) if audit is None else audit
         self.root = root
         self.state = State()
         self.log = log
@@ -83,6 +96,13 @@ class Context:
         self.leave = False
         self.granted: list[tuple[int, str]] | None = None
         self.deferred: list[tuple[bytes, int | None]] = []
+
+    def refusal(self, command: str, decision: Decision) -> CommandError:
+        """The error for the host of a request that the policy refuses; the administrator's log has the rule's place too."""
+        self.log.warning(decision.log(command))
+        if self.counters is not None:
+            self.counters.refused_by(decision.rule)
+        return CommandError(decision.error(command))
 
     def setting(self, name: str, default: str = "") -> str:
         return self.settings.get(name, default)
@@ -115,15 +135,11 @@ class _Verb:
 class Worker:
     """The loop of one domain; `module` is `workers.<domain>`."""
 
-    def __init__(
-        self, domain: str, module: ModuleType, context: Context, allowed: frozenset[str], page: Page | None = None
-    ) -> None:
-        """`page` is where requests are counted; needed where the context's scope has rates."""
+    def __init__(self, domain: str, module: ModuleType, context: Context, allowed: frozenset[str]) -> None:
         self._domain = domain
         self._module = module
         self._context = context
         self._verbs = tuple([_Verb(n, c, module, c.name in allowed) for n, c in enumerate(verbs_of(domain))])
-        self._page = page
         self._ruling = context.ruling
         if context.ruling is not None:
             for verb in self._verbs:
@@ -282,65 +298,99 @@ class Worker:
         self, number: int, verb: _Verb, arguments: dict[str, object], bulk: frame.Incoming | None = None
     ) -> None:
         command = verb.command
-        log = self._context.log
-        begun = 0.0
-        if verb.audited:
-            begun = time.monotonic()
-            log.info(f"begin {number} {command.name}")
+        context = self._context
+        audit = context.audit if verb.audited else None
+        begun = 0.0 if audit is None else time.monotonic()
+        result = tally.OK
+        taken = 0
+        rule = ""  # the one about arguments that decided
         value: object
         try:
             handler = verb.handler
-            if handler is None:
+            if handler is None:  # the front would have refused it, so it is always told
+                result = tally.REFUSED
                 self._log_disabled(command)
+                context.audit.refused(number, command.name, visible(command, arguments))
                 raise CommandError.disabled(command.name)
             if bulk is not None:
                 arguments[command.takes] = ""  # it is text; what is in it is the handler's to judge
             checked = check_arguments(command.args, arguments)
+            if command.takes:
+                taken = (len(checked.get(command.takes, "")) if bulk is None else bulk.size) * 3 // 4  # type: ignore[arg-type]
             if bulk is not None:
                 checked[command.takes] = bulk
             if self._ruling is not None:
-                self._obey(self._ruling, verb, checked)
+                decision = self._decide(self._ruling, verb, checked)
+                rule = decision.rule if decision.grant is not None or not decision.allowed else ""
+                if not decision.allowed:
+                    result = tally.REFUSED
+                    self._refuse(number, command, checked, decision)
+            if audit is not None:
+                audit.begin(number, command.name, visible(command, checked, self._masked(command)), rule)
             names = verb.names
-            ok, value = True, handler(self._context, **{names[k]: v for k, v in checked.items()})
+            ok, value = True, handler(context, **{names[k]: v for k, v in checked.items()})
         except CommandError as e:
             ok, value = False, [e.kind, e.desc]
+            result = result or tally.ERROR
         except Exception as e:  # a bug: told without the values, which may be secret
             place = e.__traceback__
             while place is not None and place.tb_next is not None:
                 place = place.tb_next
             where = f"{os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}" if place else "?"
-            log.error(f"{command.name}: {type(e).__name__} at {where}")
+            context.log.error(f"{command.name}: {type(e).__name__} at {where}")
             if isinstance(e, ProtocolViolation):
                 raise
             ok, value = (
                 False,
                 ["GenericError", f"{command.name} failed inside the agent ({type(e).__name__} at {where})"],
             )
+            result = tally.ERROR
         if bulk is not None:
             bulk.drain()
         if command.confirm:
             self._unconfirmed[number] = command
+        given = 0
         if ok and command.gives:
-            self._reply_bulk(number, command, value)
+            given = self._reply_bulk(number, command, value)
         else:
             self._reply(number, ok, value)
-        if verb.audited:
-            took = (time.monotonic() - begun) * 1000
-            log.info(f"end {number} {command.name} {'ok' if ok else 'error'} {took:.1f} ms")
+        counts, cell = context.counts, command.cell
+        counts[cell + result] += 1
+        if taken:
+            counts[cell + tally.TAKEN] += taken
+        if given:
+            counts[cell + tally.GIVEN] += given
+        if audit is not None and result != tally.REFUSED:
+            error = None if ok else value[1]  # type: ignore[index]
+            audit.end(
+                number, command.name, error=error, took=time.monotonic() - begun, taken=taken, given=given, rule=rule
+            )
 
-    def _obey(self, ruling: Ruling, verb: _Verb, arguments: dict[str, object]) -> None:
-        """Decide by the rules of the slice, and count.  Raises CommandError."""
-        context, name = self._context, verb.command.name
-        decision = ruling.request(name, arguments, getattr(self._module, "uid_of", None))
+    def _decide(self, ruling: Ruling, verb: _Verb, arguments: dict[str, object]) -> Decision:
+        """By the rules of the slice, and by what was counted; what is let through is counted here."""
+        decision = ruling.request(verb.command.name, arguments, getattr(self._module, "uid_of", None))
         if decision.allowed and verb.limit is not None:
             limit, rule = verb.limit
+            page = self._context.counters
             # Without a page nothing can be counted, so nothing goes.
-            if self._page is None or not self._page.admit(verb.number, limit, time.monotonic()):
+            if page is None or not admit(page.seconds(verb.number), limit, time.monotonic()):
                 decision = ruling.too_often(limit, rule)
-        context.grant = decision.grant
-        if not decision.allowed:
-            context.log.warning(decision.log(name))
-            raise CommandError(decision.error(name))
+        self._context.grant = decision.grant
+        return decision
+
+    def _refuse(self, number: int, command: Command, arguments: dict[str, object], decision: Decision) -> NoReturn:
+        """Raises the CommandError for the host; log, audit trail and counters are told."""
+        context = self._context
+        error = context.refusal(command.name, decision)
+        # What was refused is shown masked: there is no rule that would say otherwise.
+        masked = _ARGUMENTS if context.ruling is not None and context.ruling.masks(command.name) else ()
+        context.audit.refused(number, command.name, visible(command, arguments, masked), decision.rule, error.desc)
+        raise error
+
+    def _masked(self, command: Command) -> tuple[str, ...]:
+        """The arguments that the rule in force keeps out of the audit trail."""
+        grant = self._context.grant
+        return _ARGUMENTS if self._ruling is not None and grant is not None and grant.one("mask") == "true" else ()
 
     def _log_disabled(self, command: Command) -> None:
         """The front refuses it too, and first: whoever still asks has taken the front over, or it is of another policy."""
@@ -359,25 +409,26 @@ class Worker:
         except OSError:
             pass  # the front is gone; the end of file that follows says so
 
-    def _reply_bulk(self, number: int, command: Command, value: object) -> None:
-        """A reply whose bulk members, raw bytes until here, go into a memfd when they are large."""
+    def _reply_bulk(self, number: int, command: Command, value: object) -> int:
+        """A reply whose bulk members, raw bytes until here, go into a memfd when they are large; how many bytes those are."""
         assert self._front is not None and isinstance(value, dict)
         members = [name for name in command.gives if name in value]
         made: blob.Sealed | None = None
         if len(members) == 1 and isinstance(value[members[0]], blob.Sealed):
             made = value[members[0]]
-            value[members[0]] = made.size
-        elif sum(len(value[name]) for name in members) > frame.INLINE:
+            size: int = made.size
+            value[members[0]] = size
+        elif (size := sum(len(value[name]) for name in members)) > frame.INLINE:
             try:
                 made = blob.of([value[name] for name in members])
             except OSError as e:
                 self._reply(number, False, ["GenericError", f"no memory for the reply: {e.strerror}"])
-                return
+                return 0
             for name in members:
                 value[name] = len(value[name])
         if made is None:
             self._reply(number, True, value)
-            return
+            return size
         try:
             (part,) = frame.encode([number, True, value, members])
             wiring.send_fd(self._front, part, made.fd)
@@ -385,3 +436,4 @@ class Worker:
             pass
         finally:
             os.close(made.fd)
+        return size

@@ -310,9 +310,8 @@ def _check_growth(ctx: Context, rules: FileRules, file: OpenFile, rule: Rule, co
     except OSError:
         return  # the write fails too, and says why
     if at + len(file.pending) + count > int(rule.one("max-size")):
-        raise rules.refused(
-            ctx, "guest-file-write", rule, f"the file would be larger than {rule.one('max-size')} bytes"
-        )
+        reason = f"the file would be larger than {rule.one('max-size')} bytes"
+        raise rules.refusal(ctx, "guest-file-write", rule, reason)
 
 
 def _take_back(fd: int, name: bytes) -> None:

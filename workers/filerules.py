@@ -21,7 +21,6 @@ import stat
 from policy.decide import CREATE, READ, WRITE, path_rule, refuse
 from policy.rules import Rule
 from policy.trust import NotTrusted, walk
-from protocol.errors import CommandError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from privsep.runtime import Context
+    from protocol.errors import CommandError
 
 _COMMAND: Final = "guest-file-open"
 # What of Landlock's letters (privsep/domains.py) each access needs.
@@ -103,15 +103,12 @@ class FileRules:
         elif rule.has("max-size") and found.st_size > int(rule.one("max-size")):
             reason = f"the file is larger than {rule.one('max-size')} bytes"
         if reason:
-            raise self.refused(ctx, _COMMAND, rule, reason)
+            raise self.refusal(ctx, _COMMAND, rule, reason)
         return rule
 
     @staticmethod
-    def refused(ctx: Context, command: str, rule: Rule, reason: str) -> CommandError:
-        """The error for the host; the administrator's log has the rule's place too."""
-        decision = refuse(rule, reason)
-        ctx.log.warning(decision.log(command))
-        return CommandError(decision.error(command))
+    def refusal(ctx: Context, command: str, rule: Rule, reason: str) -> CommandError:
+        return ctx.refusal(command, refuse(rule, reason))
 
 
 def _uids(ctx: Context, rule: Rule) -> list[int]:

@@ -53,8 +53,7 @@ def check_mounts(ctx: Context, command: str, planned: Callable[[], Plan]) -> Non
         return
     decision = ctx.ruling.freeze(command, [target.points for target in planned().targets()])
     if decision is not None:
-        ctx.log.warning(decision.log(command))
-        raise CommandError(decision.error(command))
+        raise ctx.refusal(command, decision)
 
 
 def open_plan(ctx: Context, own: Own, planned: Plan) -> list[list[Item]]:
@@ -193,7 +192,11 @@ def set_rcu(ctx: Context, own: Own, value: str) -> None:
 
 
 def _rcu_value(own: Own) -> str | None:
-    """The digit to put back after a freeze; None when rcu_expedited is out of reach or raised already."""
+    """The digit to put back after a freeze; None when rcu_expedited is out of reach or raised already.
+
+    It is the machine's, and other agents may be at it.  So only 0 is ever raised and only 0 is ever put back: whatever the
+    order, it is 0 when the last is done.  Who comes while another has it raised leaves it alone, and is slower if that
+    one is done first; an administrator who raised it for good keeps it."""
     if own.rcu < 0:
         return None
     try:
