@@ -15,6 +15,7 @@ admits.  `never-mounts`, `root-account`, sizes and rates only ever refuse.
 
 from __future__ import annotations
 
+from policy.rates import admit
 from policy.rules import Rule, Scope
 
 TYPE_CHECKING = False
@@ -152,6 +153,11 @@ class Ruling:
 
     def rate(self, command: str) -> tuple[int, Rule] | None:
         return limit_of(self.scope, command)
+
+    @staticmethod
+    def admit(words: memoryview, limit: int, now: float) -> bool:
+        """Whether one more is within so many a minute; counts it (policy/rates.py)."""
+        return admit(words, limit, now)
 
     @staticmethod
     def too_often(limit: int, rule: Rule) -> Decision:

@@ -6,7 +6,7 @@ with them; counting is an addition in shared memory and no system call.  `privse
 of its mapping fail (memfd_create(2), fcntl(2)).  What each number means is in `protocol/tally.py`.
 
 Behind the numbers is room for names: how often a rule with an identifier of its own refused something (`refused_by`),
-and behind those for the requests of the last minute where a policy has rates (privsep/rates.py).
+and behind those for the requests of the last minute where a policy has rates (policy/rates.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import sys
 import time
 
-from privsep import rates
 from protocol import tally
 
 TYPE_CHECKING = False
@@ -31,7 +30,8 @@ SLOTS: Final = 64
 _NUMBERS: Final = 8 * tally.CELLS
 _NAMES: Final = _NUMBERS + SLOT * SLOTS
 COMMANDS: Final = 16  # of one domain, at most
-SIZE: Final = _NAMES + 4 * rates.WORDS * COMMANDS
+RATE: Final = 256  # bytes for the requests of one command in the last minute
+SIZE: Final = _NAMES + RATE * COMMANDS
 OTHERS: Final = "(others)"  # the last slot: rules beyond the room there is
 
 _F_ADD_SEALS: Final = 1033
@@ -73,8 +73,8 @@ class Page:
 
     def seconds(self, command: int) -> memoryview:
         """The words by which the rate of a command is kept, by its place among those of its domain."""
-        at = _NAMES + 4 * rates.WORDS * command
-        return memoryview(self._page)[at : at + 4 * rates.WORDS].cast("I")
+        at = _NAMES + RATE * command
+        return memoryview(self._page)[at : at + RATE].cast("I")
 
     def refused_by(self, rule: str) -> None:
         """Count a refusal under the rule's identifier."""

@@ -18,7 +18,6 @@ from privsep.audit import arguments as visible
 from privsep.counters import nowhere
 from privsep.domains import BY_NAME
 from privsep.fingerprint import fingerprint
-from privsep.rates import admit
 from protocol import tally
 from protocol.commands import Command, verbs_of
 from protocol.errors import CommandError, ProtocolViolation
@@ -373,7 +372,7 @@ class Worker:
             limit, rule = verb.limit
             page = self._context.counters
             # Without a page nothing can be counted, so nothing goes.
-            if page is None or not admit(page.seconds(verb.number), limit, time.monotonic()):
+            if page is None or not ruling.admit(page.seconds(verb.number), limit, time.monotonic()):
                 decision = ruling.too_often(limit, rule)
         self._context.grant = decision.grant
         return decision

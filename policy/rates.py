@@ -3,8 +3,8 @@
 A worker keeps them on its page of counters (privsep/counters.py), which the supervisor hands to its successor; so neither leaving
 when idle nor a crash sets a count back.  What is counted are requests that were let through, by seconds of the monotonic clock.
 
-`WORDS` words of four bytes for each of the domain's commands: the last second that was counted, then 61 counts.  61, because
-sixty seconds that begin in the middle of one end in the middle of another.
+Each command has `WORDS` words of four bytes: the last second that was counted, then 61 counts.  61, because sixty seconds
+that begin in the middle of one end in the middle of another.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-WORDS: Final = 64
 _SECONDS: Final = 61
+WORDS: Final = 1 + _SECONDS
 
 
 def admit(words: memoryview[int] | list[int], limit: int, now: float) -> bool:
