@@ -23,7 +23,20 @@ class Child:
     `waiting` are (tag, descriptor) messages that go out once the process was found to be what its row says; the
     descriptors are owned until then."""
 
-    __slots__ = ("row", "life", "pid", "pidfd", "control", "waiting", "leaving", "uid", "gid", "killed", "level")
+    __slots__ = (
+        "row",
+        "life",
+        "pid",
+        "pidfd",
+        "control",
+        "waiting",
+        "leaving",
+        "uid",
+        "gid",
+        "killed",
+        "level",
+        "served",
+    )
 
     def __init__(self, row: Domain, uid: int, gid: int) -> None:
         self.row = row
@@ -34,6 +47,7 @@ class Child:
         self.waiting: list[tuple[bytes, int]] = []
         self.leaving = False  # it was told to end
         self.killed = False
+        self.served = False  # the front that runs now has, or had, a socket to it
         self.level = 0  # of Landlock, as it says itself
         self.uid = uid
         self.gid = gid
@@ -55,8 +69,7 @@ class Child:
         self.pidfd = os.pidfd_open(pid)
         self.control = control
         control.setblocking(False)  # a child that does not read must not stop us: see `_full`
-        self.leaving = False
-        self.killed = False
+        self.leaving = self.killed = self.served = False
         self.life.started()
 
     def give(self, tag: bytes, fd: int) -> None:
