@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 
 
 class Early:
-    """A front that waits for its slice: its process, our end of its control socket, the memfd and the board it has."""
+    """A front that waits for its slice: its process, our end of its control socket, the memfd and the board it has, and our own
+    status when it was started (what it inherited: we have no filter yet)."""
 
-    __slots__ = ("pid", "control", "policy", "board")
+    __slots__ = ("pid", "control", "policy", "board", "status")
 
-    def __init__(self, pid: int, control: Socket, policy: int, board: Board) -> None:
+    def __init__(self, pid: int, control: Socket, policy: int, board: Board, status: bytes) -> None:
         self.pid = pid
         self.control = control
         self.policy = policy
         self.board = board
+        self.status = status
 
     def abandon(self) -> None:
         """There will be no agent after all."""
@@ -71,4 +73,5 @@ def start_front(config: Config, libexec: str) -> Early | None:
     finally:
         os.close(control)
         os.close(log)
-    return Early(pid, ours, policy, board)
+    with open("/proc/self/status", "rb", buffering=0) as f:  # while the child's interpreter starts
+        return Early(pid, ours, policy, board, f.read(16384))
