@@ -47,6 +47,10 @@ class Report:
     processes: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     landlock: dict[str, str] = field(default_factory=dict)
+    audit: str = ""  # the sink of audit records
+    rules: dict[str, tuple[str, str]] = field(default_factory=dict)  # refused command -> (rule, origin)
+    # (command, refusals, rule, origin) of policies that were in force before
+    refused: list[tuple[str, int, str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,12 @@ def parse_report(text: str) -> Report:
                 report.restarts[name] = int(count)
             case ["landlock", name, level]:
                 report.landlock[name] = level
+            case ["audit", *words]:
+                report.audit = " ".join(words)
+            case ["rule", command, rule, *words]:
+                report.rules[command] = rule, " ".join(words)
+            case ["refused", command, count, rule, *words] if count.isdigit():
+                report.refused.append((command, int(count), rule, " ".join(words)))
             case ["frozen", flag]:
                 report.frozen = flag == "1"
             case ["deadline", seconds]:

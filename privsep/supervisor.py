@@ -14,6 +14,7 @@ Deaths:
 from __future__ import annotations
 
 import _signal
+import errno
 import os
 import stat
 import time
@@ -25,6 +26,7 @@ from privsep.children import Child
 from privsep.domains import BY_NAME, DOMAINS, LANDLOCK, LANDLOCK_UNDECLARED, NUMBER, SUPERVISOR_CAPS
 from privsep.frontlog import FrontLog
 from privsep.holder import Holder
+from privsep.ledger import outlet
 from privsep.loop import Loop
 from privsep.notify import Notifier
 from privsep.sandbox import caps
@@ -35,12 +37,20 @@ if TYPE_CHECKING:
     from typing import Final
 
     from privsep.early import Early
+    from privsep.ledger import Ledger
     from privsep.log import Log
     from privsep.runfiles import RunFiles
     from privsep.wiring import Socket
 
 _STOP_THAW: Final = 0.6  # seconds that a stop waits for the thaw, at each of two attempts
 _STOP_ALL: Final = 1.5  # seconds that a stop waits for the children
+_PASSING: Final = (
+    errno.EAGAIN,
+    errno.ENOMEM,
+    errno.ENFILE,
+    errno.EMFILE,
+)  # what keeps a program from being started for a while
+_HOPELESS: Final = 3  # fronts that ended before one was ready
 _REAPED: Final = 0.3  # seconds for a worker that is on its way out; then the front gets another socket to it
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
 
@@ -62,9 +72,11 @@ class Supervisor:
         hook_limit: float,
         marker: Callable[[bool], None],
         policy_name: str,
+        ledger: Ledger,
         early: Early | None = None,
     ) -> None:
         self._log = log
+        self._ledger = ledger
         self._libexec = libexec
         self._enabled = enabled
         self._slices = slices
@@ -82,6 +94,7 @@ class Supervisor:
         self._early = early
         if early is not None:
             self.board = early.board
+            ledger.keep("front", early.counters)
         else:
             self.board = Board.create()
             self.board.fd = spawn.above(self.board.fd)
@@ -101,6 +114,7 @@ class Supervisor:
             auto_thaw=auto_thaw,
             marker=marker,
             privileged=self._privileged,
+            ledger=ledger,
             start=self._start,
             changed=self._changed,
             ended=self._freeze_ended,
@@ -110,6 +124,7 @@ class Supervisor:
         self._stopping = False
         self._done = False
         self._failed = False
+        self._served = False  # there was a front that was ready
         self._notifier = Notifier(os.environ)
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -117,13 +132,16 @@ class Supervisor:
 
     def start_front(self) -> None:
         """Before anything else: an interpreter takes its time, and that runs beside what we still have to do."""
-        self._start("front")
+        self._start_front()
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; the exit status.  Raises ChannelError when the channel cannot be opened."""
+        if self._done:
+            return 1  # there is no front
         self._take_signals()
         if self._front_log is not None:
             self._front_log.watch()
+        self._ledger.listen(self._loop)
         self._open()
         if self._privileged:
             self._limit()
@@ -141,6 +159,7 @@ class Supervisor:
             self._loop.turn()
         if self._front_log is not None:
             self._front_log.copy()
+        self._ledger.drain()
         self._runfiles.remove_status()
         return 1 if self._failed else 0
 
@@ -226,8 +245,10 @@ class Supervisor:
             except OSError:
                 pass  # its death is on its way
             self._watch(child, early.pid, early.control, early.status)
+            self._ledger.watch(name, early.pid, early.audit)
             return True
         ours, theirs = wiring.pair()
+        audit, their_audit = outlet()
         policy = spawn.above(self._slices(name, settings, None))
         control = spawn.above(theirs.detach())
         try:
@@ -237,18 +258,25 @@ class Supervisor:
                 policy=policy,
                 board=self.board.fd,
                 log=self._front_log.writer if name == "front" and self._front_log is not None else self._log_fd,
+                audit=their_audit,
+                counters=self._ledger.counters(name).fd,
                 environ=spawn.environment(dict(os.environ), programs=child.row.programs),
             )
         except OSError as e:
             self._log.error(f"{name} cannot be started: {self._libexec}/{name}: {e.strerror}")
+            if name == "front" and e.errno not in _PASSING:
+                self._give_up("the front's program cannot be executed: is the agent installed whole?")
             child.life.started()
             child.life.died(time.monotonic(), expected=False)
             ours.close()
+            audit.close()
             return False
         finally:
             os.close(policy)
             os.close(control)
+            os.close(their_audit)
         self._watch(child, pid, ours)
+        self._ledger.watch(name, pid, audit)
         if name == "fs":
             self._equip_fs()
         return True
@@ -318,6 +346,7 @@ class Supervisor:
         child.is_ready(time.monotonic())
         if child.row.name == "front":
             self._notifier.ready()
+            self._served = True
         else:
             child.tell(wiring.TAG_START)
             if self._stopping and child.row.name == "fs":
@@ -380,9 +409,9 @@ class Supervisor:
             return
         if name == "front" and how == "exit status 71":
             # EX_OSERR, privsep/child.py: its walls cannot be put up, and no other try would change that.
-            self._log.error("the agent cannot run without the front's walls and ends")
-            self._failed = True
-            self._stop()
+            self._give_up("the front's walls cannot be put up")
+        elif name == "front" and not self._served and child.life.failures >= _HOPELESS:
+            self._give_up("the front ends before it is ready, each time")
         elif name == "front":
             self._front_died()
         elif name == "fs":
@@ -394,12 +423,18 @@ class Supervisor:
             self._connect(name)
         self._status()
 
+    def _start_front(self) -> bool:
+        """Now, or as soon as it may be."""
+        started = self._start("front")
+        if not started and not self._stopping:
+            self._loop.at("front", self.children["front"].wait() + 0.001, self._front_died)
+        return started
+
     def _front_died(self) -> None:
         """A device went with it; a listener is still open here."""
         for child in self.children.values():
             child.served = False
-        if not self._start("front"):
-            self._loop.at("front", self.children["front"].wait() + 0.001, self._front_died)
+        if not self._start_front():
             return
         if self._channel is None:
             self._reopen()
@@ -421,6 +456,12 @@ class Supervisor:
         self._changed()
 
     # -- the end
+
+    def _give_up(self, why: str) -> None:
+        """Nothing that is done here would help: end, and say so by the exit status."""
+        self._log.error(f"{why}; the agent ends")
+        self._failed = True
+        self._stop()
 
     def _stop(self) -> None:
         """Thaw, let the front say its last words, end."""
@@ -487,6 +528,7 @@ class Supervisor:
                 lines.append(f"landlock {child.row.name} {level}")
             if child.life.restarts:
                 lines.append(f"restarts {child.row.name} {child.life.restarts}")
+        lines += self._ledger.status()
         deadline = self._holder.deadline
         if deadline is not None:
             lines.append(f"deadline {deadline:.3f}")
