@@ -194,7 +194,7 @@ def test_each_cell_that_differs_is_named(cell: str, value: list[str], said: str)
 
 
 def test_limits_landlock_filters_parent_and_namespaces_are_cells_too() -> None:
-    supervisor = kernelview.Process("supervisor", 7, {"Seccomp_filters": ["1"]}, {"net": "net:[1]"}, None, None, None)
+    supervisor = kernelview.Process("supervisor", 7, {"Seccomp_filters": ["2"]}, {"net": "net:[1]"}, None, None, None)
     front = process("front", PPid=["7"], Seccomp_filters=["2"])
     front.namespaces = {"net": "net:[2]"}
     front.limits = {"NPROC": 0, "FSIZE": 0, "CORE": 0, "NOFILE": 64}
