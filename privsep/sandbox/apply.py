@@ -2,9 +2,9 @@
 
 The order matters.  While privileges last: the network namespace (needs SYS_ADMIN), the Landlock rules (the paths must be
 opened), limits.  Then the bounding set (needs SETPCAP), groups and ids (need SETUID and SETGID), the remaining capability
-sets, not dumpable, no_new_privs.  After it, because they need it: Landlock, and last the filter, which forbids all of the
-above.  Both bind the read-back too, whose descriptor is opened before.  What the kernel then says about the process is compared
-with the row; any difference ends it before it has seen a request.
+sets, not dumpable, no_new_privs, the row's own SELinux type, which is allowed none of that.  After no_new_privs, because they
+need it: Landlock, and last the filter, which forbids all of the above.  Both bind the read-back too, whose descriptor is opened
+before.  What the kernel then says about the process is compared with the row; any difference ends it before it has seen a request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import resource
 import _prctl
 
 from privsep.domains import LANDLOCK_UNDECLARED, Domain
-from privsep.sandbox import caps, kernel, landlock, paths, seccomp
+from privsep.sandbox import caps, kernel, label, landlock, paths, seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def apply(
         caps.limit_to(mask, last)
     _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)
     _prctl.prctl(_prctl.PR_SET_NO_NEW_PRIVS, 1)
+    label.enter(row)
     if rules is not None:
         rules.enforce()
         walls.level = rules.level
