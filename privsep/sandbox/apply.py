@@ -64,6 +64,7 @@ def apply(
     walls = Walls()
     status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     os.umask(0o077)
+    inherited = caps.filters(caps.parse_status(os.pread(status, 16384, 0)))
     program = filter_of(row, filters)
     rules = rules_of(row, root=root, environ=environ, settings=settings)
     if row.network == "none":
@@ -89,14 +90,18 @@ def apply(
         walls.kept = rules.kept
     if program is not None:
         kernel.install_filter(program)
-    _compare(row, os.pread(status, 16384, 0), uid=uid, gid=gid, mask=mask, privileged=privileged)
+    _compare(row, os.pread(status, 16384, 0), uid=uid, gid=gid, mask=mask, privileged=privileged, inherited=inherited)
     os.close(status)
     return walls
 
 
-def _compare(row: Domain, text: bytes, *, uid: int, gid: int, mask: int, privileged: bool) -> None:
+def _compare(row: Domain, text: bytes, *, uid: int, gid: int, mask: int, privileged: bool, inherited: int = 0) -> None:
     found = caps.parse_status(text)
-    wrong = caps.differences(found, uid=uid, gid=gid, mask=mask, filtered=row.filtered) if privileged else []
+    wrong = (
+        caps.differences(found, uid=uid, gid=gid, mask=mask, filtered=row.filtered, inherited=inherited)
+        if privileged
+        else []
+    )
     if found.get("Threads") != ["1"]:
         wrong.append("a thread was started before the walls, and is outside of them")
     if wrong:
