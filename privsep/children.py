@@ -89,10 +89,15 @@ class Child:
             except OSError:
                 pass  # its death is on its way
 
+    @property
+    def going(self) -> bool:
+        """It was told to end, or killed, and has not ended."""
+        return self.alive and (self.leaving or self.killed)
+
     def _send(self, tag: bytes, fd: int) -> None:
-        assert self.control is not None
         try:
-            wiring.send_fd(self.control, tag, fd)
+            if self.control is not None:  # else it was told to end
+                wiring.send_fd(self.control, tag, fd)
         except BlockingIOError:
             self._full()
         except OSError:

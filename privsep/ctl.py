@@ -21,6 +21,7 @@ from policy.errors import PolicyError, nearest
 from policy.load import choose
 from policy.model import Policy
 from privsep import caller, kernelview
+from privsep.degraded import degraded
 from privsep.rundir import runtime_dir
 from privsep.version import VERSION
 from protocol.commands import BY_NAME, COMMANDS, PEER_LEVEL
@@ -174,18 +175,21 @@ def run_status(options: argparse.Namespace) -> int:
     supervisor = next((p for p in seen if p.name == "supervisor"), None)
     rows = [_plain(p, supervisor, report) for p in seen]
     left = None if report.deadline is None else round(report.deadline - time.monotonic(), 1)
+    lacking = degraded(report, seen)
     if options.json:
         whole = {
             "rundir": directory,
             "policy": report.policy,
             "frozen": report.frozen,
             "thaws-in": left,
+            "auto-thaw": report.auto_thaw,
+            "degraded": lacking,
             "processes": rows,
         }
         print(json.dumps(whole, indent=2))
         return 0
     print(f"policy   {report.policy}")
-    print(f"frozen   {'yes' if report.frozen else 'no'}{'' if left is None else f', thaws by itself in {left} s'}")
+    print(f"frozen   {'yes' if report.frozen else 'no'}{_until(report, left)}")
     print(f"rundir   {directory}\n")
     table = [
         ["PROCESS", "PID", "UID", "HOLDS", "BOUND", "NNP", "SECCOMP", "LANDLOCK", "NAMESPACES", "FDS", "MEMORY", "AGE"]
@@ -198,7 +202,16 @@ def run_status(options: argparse.Namespace) -> int:
                 print(f"{row['name']}: {word} {' '.join(row['capabilities'][word])}")
         if row["restarts"]:
             print(f"{row['name']}: started again {row['restarts']} times")
+    for line in lacking:
+        print(f"degraded: {line}")
     return 0
+
+
+def _until(report: kernelview.Report, left: float | None) -> str:
+    """When a freeze ends that the host does not end."""
+    if report.auto_thaw == 0:
+        return "; warning: auto-thaw is 0, so a freeze that the host does not end lasts for ever"
+    return "" if left is None else f", thaws by itself in {left} s"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

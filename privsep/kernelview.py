@@ -37,6 +37,7 @@ class Report:
     policy: str = ""
     frozen: bool = False
     deadline: float | None = None  # CLOCK_MONOTONIC seconds
+    auto_thaw: float | None = None  # seconds, 0: never; None: nothing can be frozen
     processes: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     landlock: dict[str, str] = field(default_factory=dict)
@@ -75,6 +76,8 @@ def parse_report(text: str) -> Report:
                 report.landlock[name] = level
             case ["frozen", flag]:
                 report.frozen = flag == "1"
+            case ["auto-thaw", seconds]:
+                report.auto_thaw = float(seconds)
             case ["deadline", seconds]:
                 report.deadline = float(seconds)
             case ["policy", *words]:

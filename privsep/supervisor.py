@@ -49,6 +49,7 @@ _PASSING: Final = (
     errno.EMFILE,
 )  # what keeps a program from being started for a while
 _HOPELESS: Final = 3  # fronts that ended before one was ready
+_HELPERS: Final = {"thawer": wiring.TAG_THAWER, "hook": wiring.TAG_HOOK}  # of fs, and how fs is told of its socket
 _REAPED: Final = 0.3  # seconds for a worker that is on its way out; then the front gets another socket to it
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
 
@@ -226,7 +227,7 @@ class Supervisor:
         child = self.children[name]
         if child.alive:
             return not child.leaving
-        if self._stopping or not child.life.may_start(time.monotonic()):
+        if self._stopping or not child.life.may_start(time.monotonic()) or self._too_early(name):
             return False
         settings = {"uid": str(child.uid), "gid": str(child.gid), "privileged": "1" if self._privileged else "0"}
         if name == "front" and self._early is not None:
@@ -276,19 +277,28 @@ class Supervisor:
         # While their interpreters start: whatever we may need ourselves later must not be read from a frozen disk then.
         from privsep import recover  # noqa: F401
 
-        fs = self.children["fs"]
-        fs.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
-        for name, tag in (("thawer", wiring.TAG_THAWER), ("hook", wiring.TAG_HOOK)):
-            if name not in self._enabled:
-                continue
-            helper = self.children[name]
-            if not helper.alive:
-                self._start(name)
-                if name == "thawer":
-                    helper.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
-            ours, theirs = wiring.pair()
-            fs.give(tag, ours.detach())
-            helper.give(wiring.TAG_FS, theirs.detach())
+        self.children["fs"].give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
+        for name in _HELPERS:
+            self._join_fs(name)
+
+    def _too_early(self, name: str) -> bool:
+        """fs waits for the end of helpers that were told to end with the fs before: it gets new ones."""
+        return name == "fs" and any(self.children[helper].going for helper in _HELPERS)
+
+    def _join_fs(self, name: str) -> None:
+        """A socket between fs and its helper, which is started when it is not there."""
+        fs, helper = self.children["fs"], self.children[name]
+        if name not in self._enabled or not fs.alive or fs.leaving:
+            return
+        if not helper.alive:
+            if not self._start(name):
+                self._loop.at(f"join {name}", helper.wait() + 0.001, lambda: self._join_fs(name))
+                return
+            if name == "thawer":
+                helper.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
+        ours, theirs = wiring.pair()
+        fs.give(_HELPERS[name], ours.detach())
+        helper.give(wiring.TAG_FS, theirs.detach())
 
     def _byte(self, child: Child) -> None:
         assert child.control is not None
@@ -359,7 +369,7 @@ class Supervisor:
             front.tell(wiring.TAG_UNPRIVILEGED + number)
             return
         child = self.children[name]
-        if child.alive and (child.leaving or child.killed or child.served):
+        if child.going or (child.alive and child.served) or self._too_early(name):
             # It is on its way out: its sockets close before its pidfd says so.  `_died` comes back to this.
             child.served = False
             self._loop.at(f"connect {name}", _REAPED, lambda: self._connect(name))
@@ -403,9 +413,12 @@ class Supervisor:
             self._holder.fs_died()
         elif name == "thawer":
             self._holder.thawer_died()
-        if self._loop.due(f"connect {name}") is not None:
-            self._loop.cancel(f"connect {name}")
-            self._connect(name)
+        elif name == "hook":
+            self._join_fs(name)  # a thaw hook may be due
+        for waited in (name, "fs") if name in _HELPERS else (name,):
+            if self._loop.due(f"connect {waited}") is not None:
+                self._loop.cancel(f"connect {waited}")
+                self._connect(waited)
         self._status()
 
     def _start_front(self) -> bool:
