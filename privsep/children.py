@@ -13,8 +13,15 @@ from privsep.sandbox import caps
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
+    from privsep.orders import Orders
     from privsep.wiring import Socket
+
+# Whether it is to make room for a process with other orders.
+KEPT: Final = 0
+GENTLY: Final = 1  # when it holds nothing
+FIRMLY: Final = 2
 
 
 class Child:
@@ -23,9 +30,12 @@ class Child:
     `waiting` are (tag, descriptor) messages that go out once the process was found to be what its row says; the
     descriptors are owned until then."""
 
-    __slots__ = ("row", "life", "pid", "pidfd", "control", "waiting", "leaving", "uid", "gid", "killed", "level")
+    __slots__ = (
+        "row", "life", "pid", "pidfd", "control", "waiting", "leaving", "uid", "gid", "killed", "level", "orders",
+        "retired",
+    )  # fmt: skip
 
-    def __init__(self, row: Domain, uid: int, gid: int) -> None:
+    def __init__(self, row: Domain, uid: int, gid: int, orders: Orders) -> None:
         self.row = row
         self.life = life.Life()
         self.pid = 0
@@ -33,6 +43,8 @@ class Child:
         self.control: Socket | None = None
         self.waiting: list[tuple[bytes, int]] = []
         self.leaving = False  # it was told to end
+        self.retired = KEPT
+        self.orders = orders  # under which it was started
         self.killed = False
         self.level = 0  # of Landlock, as it says itself
         self.uid = uid
@@ -46,6 +58,11 @@ class Child:
     def up(self) -> bool:
         return self.life.state == life.UP
 
+    @property
+    def going(self) -> bool:
+        """It is there, but will not be for long."""
+        return self.alive and (self.leaving or self.killed)
+
     def wait(self) -> float:
         """Seconds until it may be started again."""
         return self.life.wait(time.monotonic())
@@ -56,6 +73,7 @@ class Child:
         self.control = control
         control.setblocking(False)  # a child that does not read must not stop us: see `_full`
         self.leaving = False
+        self.retired = KEPT
         self.killed = False
         self.life.started()
 
@@ -124,6 +142,14 @@ class Child:
             forget(self.control.fileno())
             self.control.close()
             self.control = None
+
+    def retire(self, *, firm: bool) -> None:
+        """Have it end after the request in hand: as soon as it holds nothing then, or, if `firm`, whatever it holds.
+
+        One that is not up yet is to be ended when it would be."""
+        if self.retired < (FIRMLY if firm else GENTLY):
+            self.retired = FIRMLY if firm else GENTLY
+            self.tell(wiring.TAG_RETIRE + (b"\1" if firm else b"\0"))
 
     def reap(self) -> str:
         """The process has ended: what it ended by, for the log."""

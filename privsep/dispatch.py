@@ -43,7 +43,7 @@ class Link:
 
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
-        "unread", "absent", "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint", "_bulky",
+        "unread", "absent", "verbs", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint", "_bulky",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -65,7 +65,7 @@ class Link:
         self._greeting = 0  # id of the hello that has not been answered
         self._probe = 0  # id of the question whether it is idle
         verbs = verbs_of(name)
-        self._verbs = {c.name: n for n, c in enumerate(verbs)}
+        self.verbs = {c.name: n for n, c in enumerate(verbs)}
         self._bulky = any(c.gives for c in verbs)  # descriptors may come with its replies
         self._ids = ids
         self._fingerprint = fingerprint
@@ -111,13 +111,13 @@ class Link:
             text = arguments.get(command.takes)
             if type(text) is LongText or (type(text) is str and len(text) > frame.INLINE and text.isascii()):
                 rest = {name: value for name, value in arguments.items() if name != command.takes}
-                verb = self._verbs[command.name]
+                verb = self.verbs[command.name]
                 self._unsent += frame.encode([self.current_id, verb, rest, [command.takes, len(text)]])
                 view = text.view() if isinstance(text, LongText) else memoryview(text.encode())
                 self._unsent.append(frame.Pieces(view))
                 self.flush()
                 return
-        self._send([self.current_id, self._verbs[command.name], arguments])
+        self._send([self.current_id, self.verbs[command.name], arguments])
 
     def gone(self, now: float) -> None:
         """Tell the worker, once it has done what it was asked, that the host has closed the channel."""

@@ -110,6 +110,7 @@ class Worker:
         self._assembler = frame.Assembler()
         self._greeted = False
         self._unconfirmed: dict[int, Command] = {}
+        self._retired = False  # another policy is in force: end as soon as nothing is held
         self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
         self._view = memoryview(self._buffer)
 
@@ -145,6 +146,7 @@ class Worker:
             events = poll.poll(_UNWANTED_MS if unwanted else None)
             if unwanted and not events:
                 return
+            # The supervisor comes first (it was registered first): a worker that is to make room begins nothing any more.
             for fd, _ in events:
                 if fd == front:
                     if fd == self._front_fd and not self._from_front():
@@ -154,11 +156,16 @@ class Worker:
                 elif fd == control:
                     if not self._from_supervisor(*wiring.receive_fd(context.control)):
                         return
+                    if self._retired and not self._holds():
+                        return
+                    break  # whatever else it says comes before the front
                 elif fd in watched:
                     watched[fd](context)
             while context.deferred:
                 if not self._from_supervisor(*context.deferred.pop(0)):
                     return
+            if self._retired and not self._holds():
+                return
             context.log.flush()
 
     def _let_go(self) -> None:
@@ -186,6 +193,13 @@ class Worker:
         if not data:
             self._optional("orphaned")
             return False
+        if data[:1] == wiring.TAG_RETIRE:
+            self._retired = True
+            if data[1:] == b"\1" and self._holds():
+                context.log.warning("the policy allows less than before: what was open or running is given up")
+                self._optional("stopping")
+                return False
+            return True
         if fd is None:
             return True
         if data[:1] == wiring.TAG_CHANNEL:

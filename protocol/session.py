@@ -134,6 +134,22 @@ class Session:
 
     # -- what the owner calls
 
+    def adopt(self, *, allowed: frozenset[str], refusal: str) -> None:
+        """Another policy is in force: whatever has not been called yet is judged by it."""
+        self._allowed = allowed
+        self._refusal = refusal
+        self._info.clear()
+        self._known.clear()
+        self._syncs.clear()
+
+    def refused(self, request: Request) -> CommandError | None:
+        """Why a request that was called, but that no worker has begun, is not allowed any more."""
+        try:
+            self._permit(request)
+        except CommandError as e:
+            return e
+        return None
+
     @property
     def full(self) -> bool:
         """The owner should not read from the channel now."""
@@ -353,6 +369,12 @@ class Session:
             self.output += line
 
     def _admit(self, request: Request) -> None:
+        self._permit(request)
+        if not request.checked:
+            assert request.command is not None
+            request.arguments = check_arguments(request.command.args, request.arguments)
+
+    def _permit(self, request: Request) -> None:
         command = request.command
         assert command is not None
         frozen = self._frozen()
@@ -361,8 +383,6 @@ class Session:
                 raise CommandError.disabled(command.name, FROZEN_REASON)
         elif command.name not in self._allowed:
             raise CommandError.disabled(command.name, self._refusal)
-        if not request.checked:
-            request.arguments = check_arguments(command.args, request.arguments)
 
     def _own(self, request: Request) -> bytes:
         """The reply to a command that needs neither privilege nor file."""
