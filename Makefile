@@ -13,18 +13,19 @@ PACKAGES := privsep protocol workers policy
 SOURCES := $(shell find $(PACKAGES) -name '*.py')
 PYTEST := $(PYTHON) -m pytest -q
 
-.PHONY: help setup test test-long test-vm faults attack lint format demo run clean
+.PHONY: help setup test test-long test-vm faults attack lint format demo deb run clean
 
 help:
 	@echo 'make setup      tools, $(VENV) and the programs in $(VENV)/bin (root: installs what the system lacks)'
 	@echo 'make test       every test but the long matrix and the virtual machine'
 	@echo 'make test-long  the long matrix'
-	@echo 'make test-vm    the tests that boot a virtual machine'
+	@echo 'make test-vm    the tests that boot a virtual machine, and a table of them (root, once; ARGS="--vm-image selinux")'
 	@echo 'make faults     who dies when while file systems are frozen: the whole matrix, docs/fault-matrix.md (root)'
 	@echo 'make attack     what a process that was taken over can do, tried from inside each (root)'
 	@echo 'make bench      speed and memory beside qemu-ga: table, JSON, docs/bench.svg (root)'
 	@echo 'make lint       ruff, mypy --strict, the layers'
 	@echo 'make demo       one minute that shows what the agent promises (root)'
+	@echo 'make deb        build/*.deb, the Debian package (root: installs what the build lacks)'
 	@echo 'make run        serve on a unix socket in a fresh folder'
 
 setup: $(VENV)/.compiled
@@ -57,7 +58,7 @@ test-long: setup
 	@$(PYTEST) -m 'slow and not vm' --timeout 1800 $(ARGS)
 
 test-vm: setup
-	@$(PYTEST) -m vm --timeout 3600 $(ARGS)
+	@$(PYTEST) -m vm --timeout 1800 tests/vm $(ARGS)
 
 faults: setup
 	@$(PYTHON) -m tests.faults.matrix $(ARGS)
@@ -82,6 +83,9 @@ format: setup
 
 demo: setup
 	@$(PYTHON) -m demo.demo
+
+deb:
+	@packaging/deb.sh $(ARGS)
 
 # -t: state files of a trial must not meet those of an installed agent.
 run: setup

@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compile the system call filters of privsep-ga.")
     parser.add_argument("--libexecdir", help="below it filters/")
     parser.add_argument("--destdir", default="", help="put before the path that is written to")
+    parser.add_argument("--machine", choices=ARCHES, help="only this one's (uname -m)")
     parser.add_argument("--show", metavar="ROW", help="print one row's filter, as libseccomp words it")
     options = parser.parse_args(argv)
     if options.show:
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     stamp = seccomp.stamp()
     wanted = set()
     for row in rules.FILTERS:
-        for machine in ARCHES:
+        for machine in (options.machine,) if options.machine else ARCHES:
             path = folder / seccomp.file_name(row, machine)
             wanted.add(path.name)
             if write(path, seccomp.header(row, machine, stamp) + compiled(row, machine)):

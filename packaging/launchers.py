@@ -10,7 +10,7 @@ Used by `make setup` for the source tree and by the packages with their own path
 
     launchers.py --prefix .venv                                            # this tree, the libraries of this interpreter
     launchers.py --prefix /usr --destdir debian/privsep-ga --python /usr/bin/python3 \\
-                 --modules /usr/lib/privsep-ga --libraries /usr/lib/python3/dist-packages --bindir /usr/sbin
+                 --modules /usr/share/privsep-ga --libraries /usr/lib/python3/dist-packages --sbindir /usr/sbin
 
 Facts: the kernel reads 256 bytes of a script's first line since 5.1 and 128 before (BINPRM_BUF_SIZE; execve(2)), and splits
 it at the first blank: what is longer, or has a blank, goes through /bin/sh.
@@ -50,7 +50,7 @@ def program(python: str, options: str, modules: str, libraries: str, module: str
 
 
 def programs(python: str, modules: str, libraries: str, libexec: str) -> dict[tuple[str, str], str]:
-    """(kind, name) -> text; kind is "bin" or "libexec"."""
+    """(kind, name) -> text; kind is "sbin", "bin" or "libexec"."""
     sys.path.insert(0, str(TREE))
     from privsep.domains import DOMAINS
 
@@ -58,7 +58,7 @@ def programs(python: str, modules: str, libraries: str, libexec: str) -> dict[tu
         return program(python, "-IS", modules, libraries, module, call)
 
     found = {
-        ("bin", "privsep-ga"): lean("privsep.cli", f"sys.exit(main(libexec={libexec!a}))"),
+        ("sbin", "privsep-ga"): lean("privsep.cli", f"sys.exit(main(libexec={libexec!a}))"),
         # The administrator's tool runs seldom and needs no more isolation than any other program.
         ("bin", "privsep-gactl"): program(python, "-I", modules, libraries, "privsep.ctl", "sys.exit(main())"),
         ("libexec", "recover"): lean("privsep.recover", "sys.exit(main())"),
@@ -112,12 +112,15 @@ def main(argv: list[str] | None = None) -> int:
         help="where python-prctl and msgpack are; empty: nowhere else",
     )
     parser.add_argument("--bindir", help="default: PREFIX/bin")
+    parser.add_argument("--sbindir", help="of privsep-ga (default: as --bindir)")
     parser.add_argument("--libexecdir", help="default: PREFIX/libexec/privsep-ga")
     options = parser.parse_args(argv)
 
     prefix = Path(os.path.abspath(options.prefix))
+    bindir = options.bindir or str(prefix / "bin")
     folders = {
-        "bin": options.bindir or str(prefix / "bin"),
+        "bin": bindir,
+        "sbin": options.sbindir or bindir,
         "libexec": options.libexecdir or str(prefix / "libexec" / "privsep-ga"),
     }
     places = {kind: Path(options.destdir + folder) for kind, folder in folders.items()}

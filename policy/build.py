@@ -1,10 +1,10 @@
-"""Makes `policy/builtin.py` out of the command table and the profiles.
+"""Makes `policy/builtin.py` out of the command table and the profiles, and `policy/policy.schema.json` out of the key table.
 
-    python -m policy.build      writes it anew
-    python -m policy.build -n   only says whether it is current (exit status 1 if not)
+    python -m policy.build      writes them anew
+    python -m policy.build -n   only says whether they are current (exit status 1 if not)
 
 Reading TOML costs an interpreter 12 ms and importing the command table 2.5 ms; at start the agent imports the result instead.
-It is committed, and a test proves it current.
+Both are committed, and a test proves them current.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from protocol.commands import COMMANDS, PEER_LEVEL
 
 PROFILES = Path(__file__).parent / "profiles"
 TARGET = Path(__file__).parent / "builtin.py"
+SCHEMA = Path(__file__).parent / "policy.schema.json"
 
 _TABLE = {c.name: c.domain for c in COMMANDS}
 
@@ -56,7 +57,7 @@ def render() -> str:
     lines += ["PROFILES: Final[dict[str, tuple[str, tuple[str, ...], bool, int, int, bool]]] = {"]
     for name in ORDER:
         found = _profile(name)
-        assert found is not None
+        assert found is not None and not found.rules and not found.settings, "builtin.py has no place for rules"
         lines += [f'    "{name}": (', f'        "{found.description}",', "        ("]
         lines += _tuple([c for c in _TABLE if c in found.allowed])
         lines += ["        ),"]
@@ -74,14 +75,21 @@ def _profile(name: str) -> Reading | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    text = render()
-    current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
+    only_look = "-n" in (sys.argv[1:] if argv is None else argv)
+    status = _make(TARGET, render(), only_look)
+    from policy import schema  # it imports what was made just now
+
+    return _make(SCHEMA, schema.render(), only_look) or status
+
+
+def _make(target: Path, text: str, only_look: bool) -> int:
+    current = target.read_text(encoding="utf-8") if target.exists() else ""
     if text == current:
         return 0
-    if "-n" in (sys.argv[1:] if argv is None else argv):
-        print(f"{TARGET} is not current: run python -m policy.build", file=sys.stderr)
+    if only_look:
+        print(f"{target} is not current: run python -m policy.build", file=sys.stderr)
         return 1
-    TARGET.write_text(text, encoding="utf-8")
+    target.write_text(text, encoding="utf-8")
     return 0
 
 

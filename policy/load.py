@@ -1,7 +1,8 @@
 """Which policy is in force: from --policy, the files in /etc/privsep-ga, or the default profile.
 
-A policy file decides what the host may do as root, so it is believed only when nobody but root can have written it; that
-is asked of the opened file, not of its name, and the last component may not be a symbolic link.
+A policy file decides what the host may do as root, so it is believed only when nobody but root can have written it, or put another
+in its place: that is asked of the opened file and of each folder on the way to it, and the last component may not be a
+symbolic link.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 
-from policy.errors import PolicyError
+from policy.errors import PolicyError, Problem
 from policy.model import DEFAULT_PROFILE, Policy, builtin, check
+from policy.trust import NotTrusted, walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,24 +61,62 @@ def installed(folder: str = FOLDER) -> list[str]:
 
 
 def from_files(paths: Sequence[str], start: str | None = None) -> Policy:
-    """One policy out of a file and its drop-ins.  Raises PolicyError."""
+    """One policy out of a file and its drop-ins.  Raises PolicyError, with what is wrong in any of them."""
+    from policy.builtin import COMMANDS, FROZEN, PROFILES
     from policy.read import read  # TOML costs 12 ms, which the built-in profiles need not pay
 
-    texts = [(path, trusted_text(path)) for path in paths]
-    from policy.builtin import COMMANDS, PROFILES
-
-    found = read(texts, base=_profile, commands=COMMANDS, profiles=PROFILES, start=start)
+    texts: list[tuple[str, str]] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            texts.append((path, trusted_text(path)))
+        except PolicyError as e:
+            problems += e.problems
+    found = None
+    try:
+        found = read(texts, base=_profile, commands=COMMANDS, profiles=PROFILES, unlimited=FROZEN, start=start)
+    except PolicyError as e:
+        problems += e.problems
+    if problems or found is None:
+        raise PolicyError(*problems)
     return check(
         Policy(
             paths[0],
             frozenset(found.allowed),
-            origins=found.origins,
+            base=found.base,
+            why_of=found.why,
+            rules=tuple(found.rules),
             lenient=found.lenient,
             auto_thaw=found.auto_thaw,
             disconnect=found.disconnect,
             hook_limit=found.hook_limit,
             expedite=found.expedite,
+            more=found.settings,
+            notes=_notes(found),
         )
+    )
+
+
+# Which commands a rule of a kind is about, for the note on one that is about nothing.
+_ABOUT: Final = {
+    "file": ("guest-file-open",),
+    "exec": ("guest-exec",),
+    "user": (
+        "guest-set-user-password",
+        "guest-ssh-get-authorized-keys",
+        "guest-ssh-add-authorized-keys",
+        "guest-ssh-remove-authorized-keys",
+    ),
+    "power": ("guest-shutdown", "guest-suspend-disk", "guest-suspend-ram", "guest-suspend-hybrid"),
+}
+
+
+def _notes(found: Reading) -> tuple[str, ...]:
+    """What is right but without effect."""
+    return tuple(
+        f"{rule.origin}: the {rule.kind} rule {rule.id} has no effect: no command that it is about is allowed"
+        for rule in found.rules
+        if rule.kind in _ABOUT and not found.allowed.intersection(_ABOUT[rule.kind])
     )
 
 
@@ -98,8 +138,15 @@ def trusted_text(path: str) -> str:
 
     Raises PolicyError naming what is wrong with the file and the command that mends it."""
     try:
-        # Not blocking: a FIFO in the file's place must not hang the start.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        folder, name = os.path.split(os.path.abspath(path))
+        above = walk(folder + "/.", folders=True)
+        try:
+            # Not blocking: a FIFO in the file's place must not hang the start.
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=above)
+        finally:
+            os.close(above)
+    except NotTrusted as e:
+        raise PolicyError(f"{path} is not believed: {e}") from None
     except OSError as e:
         reason = "is a symbolic link" if os.path.islink(path) else e.strerror
         raise PolicyError(f"{path}: {reason}") from None
@@ -126,4 +173,5 @@ def trusted_text(path: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
-        raise PolicyError(f"{path}:{line}: not UTF-8") from None
+        column = e.start - (data.rfind(b"\n", 0, e.start) + 1) + 1
+        raise PolicyError(Problem("not UTF-8", path, line, column)) from None

@@ -1,53 +1,63 @@
-"""Policy files: TOML text to what it means.  Pure: the text comes in, a `Reading` or an error with file and line comes out.
+"""Policy files: TOML text to what it means.  Pure: texts come in; a `Reading`, or all that is wrong with them, comes out.
 
     profile = "default"             start from a built-in profile; without it nothing is allowed
-    description = "..."             one line for `privsep-gactl profiles`
-    lenient = false                 the peer's words and leniency, see the qemu-ga profile
 
     [commands]
-    allow = ["@ssh", "guest-get-*"] names, patterns (* ? [ ]) or @domain; added to the profile's
+    allow = ["@ssh", "@exec"]       names, patterns (* ? [ ]) or @domain; added to the profile's
     block = ["guest-get-users"]     the same; what is blocked anywhere stays blocked
 
     [fsfreeze]
-    auto-thaw = 300                 seconds until a freeze that nobody ended is ended; 0: never
-    auto-thaw-on-disconnect = 0     the same from when the host has closed the channel, if that is sooner; 0: no such rule
-    hook-limit = 60                 seconds for one call of the freeze hook
-    expedite-rcu = true             shorten a freeze by expedited grace periods
+    auto-thaw = 300
 
-Several texts (a file and its drop-ins) fold into one: allow and block lists add up, of the other keys the last one counts.
-Whatever is unknown is an error: a key that nobody reads is a rule that nobody enforces.
+    [[exec]]                        a rule: what must be inside a request
+    program = "/usr/bin/uptime"
+    user = "nobody"
+
+Every table and key is in `policy/keys.py`.  Several texts (a file and its drop-ins) fold into one, in their order: `allow`, `block`,
+`never-mounts` and rules add up; of every other key the last one counts.  Whatever is unknown is an error: a key that nobody
+reads is a rule that nobody enforces.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import tomllib
 
-from policy.errors import PolicyError, nearest
+from policy.errors import PolicyError, Problem, nearest
+from policy.keys import BY_NAME, RULE_KINDS, TABLES, Key, Table
+from policy.positions import Positions
+from policy.rules import Rule
+from policy.values import Text, commands_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Final
 
-AUTO_THAW_RANGE: Final = (0, 86400)  # 0: never, and the log says so at start
-HOOK_LIMIT_RANGE: Final = (1, 3600)
-
-_KEYS: Final = {
-    "": ("profile", "description", "lenient", "commands", "fsfreeze"),
-    "commands": ("allow", "block"),
-    "fsfreeze": ("auto-thaw", "auto-thaw-on-disconnect", "hook-limit", "expedite-rcu"),
-}
+# What `[sizes]` limits in a request; the others are settings of a worker.
+_SIZE_RULES: Final = ("file-read", "file-write", "exec-input")
+_SIZE_SETTINGS: Final = ("file-buffer", "exec-output")
 
 
 class Reading:
-    """What the texts say; `origins` has for each command that a rule named the rule and its place."""
+    """What the texts say.
 
-    __slots__ = ("allowed", "auto_thaw", "description", "disconnect", "expedite", "hook_limit", "lenient", "origins")
+    allowed   the commands
+    base      (rule id, file:line) of the profile that is started from; None: there is none
+    why       command -> (rule id, file:line) where a rule of the texts decided it
+    rules     what must be inside requests, in the order of the texts
+    settings  strings for workers (policy/seal.py): ssh-strict, file-buffer, exec-output, as far as they were given
+    """
+
+    __slots__ = (
+        "allowed", "auto_thaw", "base", "description", "disconnect", "expedite", "hook_limit", "lenient", "rules", "settings", "why",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.allowed: set[str] = set()
-        self.origins: dict[str, str] = {}
+        self.base: tuple[str, str] | None = None
+        self.why: dict[str, tuple[str, str]] = {}
+        self.rules: list[Rule] = []
+        self.settings: dict[str, str] = {}
         self.description = ""
         self.lenient = False
         self.auto_thaw = 300
@@ -64,106 +74,263 @@ class Reading:
         self.expedite = base.expedite
 
 
-class _Text:
-    """One file's values, and where in the text they stand."""
+class _Folder:
+    """Folds one text after the other into a Reading; what is wrong is collected."""
 
-    def __init__(self, path: str, text: str) -> None:
-        self.path = path
-        self._lines = text.split("\n")
+    def __init__(
+        self,
+        base: Callable[[str], Reading | None],
+        commands: Mapping[str, str],
+        profiles: Iterable[str],
+        unlimited: Iterable[str],
+    ) -> None:
+        self.found = Reading()
+        self.problems: list[Problem] = []
+        self._base = base
+        self._commands = commands
+        self._profiles = tuple(profiles)
+        self._unlimited = frozenset(unlimited)
+        self._blocked: dict[str, tuple[str, str]] = {}
+        # Rules of tables that are not arrays: (table, key) -> the rule, the last one counts.
+        self._single: dict[tuple[str, str], Rule] = {}
+        self._ids: dict[str, str] = {}
+        self._many: list[tuple[Text, int, Rule]] = []
+
+    def start(self, profile: str | None) -> None:
+        base = self._base(profile) if profile is not None else None
+        if base is not None:
+            self.found.start_from(base)
+            self.found.base = f"profile:{profile}", "built in"
+
+    def text(self, path: str, source: str, first: bool) -> None:
         try:
-            self.values: dict[str, object] = tomllib.loads(text)
+            values: dict[str, object] = tomllib.loads(source)
         except tomllib.TOMLDecodeError as e:
-            # The parser's own message ends in "(at line N, column M)", or in "(at end of document)".
-            what, _, where = str(e).rpartition(" (at ")
-            line = where.split()[1].rstrip(",") if where.startswith("line ") else str(len(self._lines))
-            raise PolicyError(f"{path}:{line}: not TOML: {what}") from None
+            self.problems.append(_not_toml(path, source, str(e)))
+            return
+        text = Text(path, values, Positions(source), self.problems)
+        top = dict[str, object]()
+        for name, value in values.items():
+            if name in BY_NAME[""].keys:
+                top[name] = value
+            elif name not in BY_NAME:
+                near = nearest(name, [*BY_NAME[""].keys, *BY_NAME])
+                text.fail((name,), f"unknown key or table {name}{near}")
+        self._top(text, top, first)
+        for table in TABLES:
+            if table.name in values and table.name:
+                self._table(text, table, values[table.name])
 
-    def place(self, section: str, key: str, value: str | None = None) -> str:
-        """`file:line` of a key, or of one string in its list.
+    def _top(self, text: Text, top: dict[str, object], first: bool) -> None:
+        read = self._keys(text, BY_NAME[""], (), top)
+        name = read.get("profile")
+        if name is not None:
+            profile = self._base(name[0])
+            if not first:
+                text.fail(("profile",), "only the first file may name a profile to start from")
+            elif profile is None:
+                text.fail(("profile",), f"unknown profile '{name[0]}'{nearest(name[0], self._profiles)}")
+            else:
+                self.found.start_from(profile)
+                self.found.base = f"profile:{name[0]}", text.origin(("profile",))
+        if "description" in read:
+            self.found.description = read["description"][0]
+        if "lenient" in read:
+            self.found.lenient = read["lenient"] == ("true",)
 
-        The parser keeps no positions, so the text is looked through; a dotted or an inline table may give the first line."""
-        here, inside = "", False
-        fallback = 1
-        for number, line in enumerate(self._lines, 1):
-            bare = line.strip()
-            if bare.startswith("[") and not inside and bare.partition("#")[0].strip().endswith("]") and "=" not in bare:
-                here = bare.partition("]")[0].strip("[] ")
-                if not section and here == key:
-                    return f"{self.path}:{number}"
+    def _keys(
+        self, text: Text, table: Table, at: tuple[str | int, ...], values: Mapping[str, object]
+    ) -> dict[str, tuple[str, ...]]:
+        """The keys of one table that are right."""
+        read: dict[str, tuple[str, ...]] = {}
+        header = f"[[{table.name}]]" if table.many else f"[{table.name}]"
+        for name, value in values.items():
+            key = table.keys.get(name)
+            if key is None:
+                near = nearest(name, table.keys)
+                text.fail((*at, name), f"unknown key {name} in {header}{near}")
+            elif key.kind != "commands" and (good := text.value(key, (*at, name), value)) is not None:
+                read[name] = good
+        for key in table.keys.values():
+            if key.required and key.name not in values:
+                text.fail(at, f"{header} needs {key.name}: {key.doc}")
+        return read
+
+    def _table(self, text: Text, table: Table, value: object) -> None:
+        name = table.name
+        if table.many:
+            if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+                text.fail((name,), f"{name} must be an array of tables: write [[{name}]] for each rule")
+                return
+            for number, one in enumerate(value):
+                self._rule(text, table, number, one)
+            return
+        if not isinstance(value, dict):
+            text.fail((name,), f"{name} must be a table: write [{name}]")
+            return
+        if table.any_key is not None:
+            self._rates(text, table, value)
+            return
+        read = self._keys(text, table, (name,), value)
+        match name:
+            case "commands":
+                self._lists(text, value)
+            case "fsfreeze":
+                found = self.found
+                found.auto_thaw = _seconds(read, "auto-thaw", found.auto_thaw)
+                found.disconnect = _seconds(read, "auto-thaw-on-disconnect", found.disconnect)
+                found.hook_limit = _seconds(read, "hook-limit", found.hook_limit)
+                if "expedite-rcu" in read:
+                    found.expedite = read["expedite-rcu"] == ("true",)
+                self._mounts(text, name, read)
+            case "fstrim":
+                self._mounts(text, name, read)
+            case "power":
+                if "modes" in read:
+                    self._set(text, name, "modes", "power", {"modes": read["modes"]})
+            case "ssh":
+                if "strict" in read:
+                    self.found.settings["ssh-strict"] = "1" if read["strict"] == ("true",) else "0"
+            case "sizes":
+                for key, limit in read.items():
+                    if key in _SIZE_RULES:
+                        self._set(text, name, key, "size", {"key": (key,), "limit": limit})
+                    else:
+                        assert key in _SIZE_SETTINGS
+                        self.found.settings[key] = limit[0]
+
+    def _set(self, text: Text, table: str, key: str, kind: str, values: dict[str, tuple[str, ...]]) -> None:
+        self._single[table, key] = Rule(kind, f"{table}.{key}", text.origin((table, key)), values)
+
+    def _lists(self, text: Text, value: Mapping[str, object]) -> None:
+        for key in ("allow", "block"):
+            words = value.get(key, [])
+            at = ("commands", key)
+            if not isinstance(words, list):
+                text.fail(at, f"{key} must be a list of strings: write [...] around it")
                 continue
-            name = bare.partition("=")[0].strip().strip("\"'")
-            if here == section and "=" in bare and name == key:
-                inside, fallback = True, number
-                if value is None:
-                    break
-            elif inside and here == section and "=" in bare and name in _KEYS[section]:
-                inside = False
-            if inside and value is not None and (f'"{value}"' in line or f"'{value}'" in line):
-                return f"{self.path}:{number}"
-        return f"{self.path}:{fallback}"
+            for number, word in enumerate(words):
+                if not isinstance(word, str):
+                    text.fail((*at, number), f"{key} must be a list of strings")
+                    continue
+                names, wrong = commands_of(word, self._commands)
+                if wrong:
+                    text.fail((*at, number), wrong)
+                why = (f"{key}:{word}", text.origin((*at, number)))
+                if key == "block":
+                    self._blocked.update((n, why) for n in names)
+                else:
+                    self.found.allowed.update(names)
+                    self.found.why.update((n, why) for n in names)
 
-    def fail(self, section: str, key: str, text: str, value: str | None = None) -> PolicyError:
-        return PolicyError(f"{self.place(section, key, value)}: {text}")
+    def _mounts(self, text: Text, table: str, read: Mapping[str, tuple[str, ...]]) -> None:
+        for key in ("only-mounts", "never-mounts"):
+            if key not in read:
+                continue
+            points = read[key]
+            old = self._single.get((table, key))
+            if key == "never-mounts" and old is not None:
+                points = (*old.all("points"), *(p for p in points if p not in old.all("points")))
+            self._set(text, table, key, key, {"for": (table,), "points": points})
+        both = [self._single.get((table, k)) for k in ("only-mounts", "never-mounts")]
+        if both[0] is not None and both[1] is not None:
+            for point in both[0].all("points"):
+                if point in both[1].all("points"):
+                    key = "never-mounts" if "never-mounts" in read else "only-mounts"
+                    text.fail((table, key), f"{point} is both in only-mounts and in never-mounts of [{table}]")
 
-    def table(self, section: str) -> Mapping[str, object]:
-        """One table with nothing unknown in it.  Raises PolicyError."""
-        values = self.values.get(section, {}) if section else self.values
-        if not isinstance(values, dict):
-            raise self.fail("", section, f"{section} must be a table: write [{section}]")
-        for key in values:
-            if key not in _KEYS[section]:
-                kind = f"key {key} in [{section}]" if section else f"key or table {key}"
-                raise self.fail(section, key, f"unknown {kind}{nearest(key, _KEYS[section])}")
-        return values
+    def _rates(self, text: Text, table: Table, value: Mapping[str, object]) -> None:
+        assert table.any_key is not None
+        for word, limit in value.items():
+            at = (table.name, word)
+            names, wrong = commands_of(word, self._commands)
+            if wrong:
+                text.fail(at, wrong)
+            exact = names == [word]
+            if exact and word in self._unlimited:
+                text.fail(at, f"{word} must always work, so that a freeze can be ended: it has no rate")
+            elif exact and self._commands[word] == "front":
+                text.fail(
+                    at, f"{word} is answered by the process that reads the host's bytes, where no rate is counted"
+                )
+            names = [n for n in names if n not in self._unlimited and self._commands[n] != "front"]
+            if not names and not wrong and not exact:
+                text.fail(at, f"{word} means only commands that have no rate")
+            key = Key(word, table.any_key.kind, "", low=table.any_key.low, high=table.any_key.high)
+            good = text.value(key, at, limit)
+            if good is not None and names:
+                self._single[at] = Rule(
+                    "rate", f"rates.{word}", text.origin(at), {"commands": tuple(names), "limit": good}
+                )
 
-    def string(self, key: str) -> str | None:
-        value = self.values.get(key)
-        if value is None or (isinstance(value, str) and value.isprintable()):
-            return value
-        raise self.fail("", key, f"{key} must be a string of printable characters")
+    # -- rules
 
-    def flag(self, section: str, key: str, default: bool) -> bool:
-        value = self.table(section).get(key, default)
-        if isinstance(value, bool):
-            return value
-        raise self.fail(section, key, f"{key} must be true or false")
+    def _rule(self, text: Text, table: Table, number: int, values: Mapping[str, object]) -> None:
+        at = (table.name, number)
+        read = self._keys(text, table, at, values)
+        id = read.pop("id", ("",))[0]
+        match table.name:
+            case "file":
+                read.setdefault("access", ("read",))
+                if not read["access"]:
+                    text.fail((*at, "access"), "access is empty: the rule would allow nothing")
+                if "create" in read["access"] and "write" not in read["access"]:
+                    text.fail((*at, "access"), "create without write makes files that nobody can fill: add write")
+            case "exec":
+                if read.get("program") == ("/",):
+                    text.fail((*at, "program"), "program must be a file's path")
+            case "user":
+                read.setdefault("for", ("password", "keys"))
+                if not values.get("names") and not values.get("uids"):
+                    text.fail(at, "[[user]] needs names or uids: whose account?")
+                if not read["for"]:
+                    text.fail((*at, "for"), "for is empty: the rule would allow nothing")
+        self._many.append((text, number, Rule(table.name, id, text.origin(at), read)))
 
-    def number(self, section: str, key: str, default: int, limits: tuple[int, int]) -> int:
-        value = self.table(section).get(key, default)
-        if type(value) is int and limits[0] <= value <= limits[1]:
-            return value
-        raise self.fail(section, key, f"{key} must be a number of seconds from {limits[0]} to {limits[1]}")
+    def _names(self) -> None:
+        """Ids for the rules without one, and each id once."""
+        rules: list[Rule] = []
+        counts = dict.fromkeys(RULE_KINDS, 0)
+        taken = {rule.id for _, _, rule in self._many if rule.id}
+        first: dict[str, str] = {}
+        for text, number, rule in self._many:
+            counts[rule.kind] += 1
+            id = rule.id
+            if not id:
+                place = counts[rule.kind]
+                while f"{rule.kind}-{place}" in taken:
+                    place += 1
+                id = f"{rule.kind}-{place}"
+                taken.add(id)
+            elif id in first:
+                text.fail((rule.kind, number, "id"), f"the id {id} is that of the rule at {first[id]} too")
+            first.setdefault(id, rule.origin)
+            rules.append(Rule(rule.kind, id, rule.origin, rule.values))
+        self.found.rules = rules + list(self._single.values())
 
-    def rules(self, key: str, commands: Mapping[str, str]) -> list[tuple[str, str]]:
-        """The commands that the list names, each with the rule that did.  Raises PolicyError."""
-        rules = self.table("commands").get(key, [])
-        if not isinstance(rules, list) or not all(isinstance(r, str) for r in rules):
-            raise self.fail("commands", key, f"{key} must be a list of strings")
-        found: list[tuple[str, str]] = []
-        for rule in rules:
-            place = self.place("commands", key, rule)
-            names = _expand(rule, commands, place)
-            found += [(name, f'{key} "{rule}" at {place}') for name in names]
+    def finish(self) -> Reading:
+        """Raises PolicyError with all that is wrong."""
+        self._names()
+        if self.problems:
+            raise PolicyError(*self.problems)
+        found = self.found
+        found.allowed -= self._blocked.keys()
+        found.why.update(self._blocked)
         return found
 
 
-def _expand(rule: str, commands: Mapping[str, str], place: str) -> list[str]:
-    if rule.startswith("@"):
-        names = [c for c, d in commands.items() if d == rule[1:]]
-        if not names:
-            domains = [f"@{d}" for d in dict.fromkeys(commands.values())]
-            raise PolicyError(
-                f"{place}: no command belongs to {rule}{nearest(rule, domains)}; there are {' '.join(domains)}"
-            )
-        return names
-    if any(c in rule for c in "*?["):
-        names = [c for c in commands if fnmatch.fnmatchcase(c, rule)]
-        if not names:
-            raise PolicyError(f"{place}: the pattern {rule} matches no command")
-        return names
-    if rule not in commands:
-        raise PolicyError(f"{place}: unknown command {rule}{nearest(rule, commands)}")
-    return [rule]
+def _seconds(read: Mapping[str, tuple[str, ...]], key: str, default: int) -> int:
+    return int(read[key][0]) if key in read else default
+
+
+def _not_toml(path: str, source: str, message: str) -> Problem:
+    """The parser's own message ends in "(at line N, column M)", or in "(at end of document)"."""
+    what, _, where = message.rpartition(" (at ")
+    words = where.rstrip(")").replace(",", "").split()
+    if words[:1] == ["line"]:
+        return Problem(f"not TOML: {what}", path, int(words[1]), int(words[3]))
+    lines = source.split("\n")
+    return Problem(f"not TOML: {what}", path, len(lines), len(lines[-1]) + 1)
 
 
 def read(
@@ -172,6 +339,7 @@ def read(
     base: Callable[[str], Reading | None],
     commands: Mapping[str, str],
     profiles: Iterable[str] = (),
+    unlimited: Iterable[str] = (),
     start: str | None = None,
 ) -> Reading:
     """Fold (path, text) pairs into one Reading.
@@ -179,34 +347,11 @@ def read(
     base       the built-in profile of a name, None for an unknown one
     commands   command -> domain: what exists
     profiles   the names for the error about an unknown one
+    unlimited  commands that no rate may slow down
     start      the profile to start from when the first text names none
-    Raises PolicyError."""
-    found = Reading()
-    first = base(start) if start is not None else None
-    if first is not None:
-        found.start_from(first)
-    blocked: dict[str, str] = {}
+    Raises PolicyError with every problem of every text."""
+    folder = _Folder(base, commands, profiles, unlimited)
+    folder.start(start)
     for number, (path, source) in enumerate(texts):
-        text = _Text(path, source)
-        text.table("")
-        name = text.string("profile")
-        if name is not None:
-            if number:
-                raise text.fail("", "profile", "only the first file may name a profile to start from")
-            profile = base(name)
-            if profile is None:
-                raise text.fail("", "profile", f"unknown profile '{name}'{nearest(name, profiles)}")
-            found.start_from(profile)
-        found.description = text.string("description") or found.description
-        found.lenient = text.flag("", "lenient", found.lenient)
-        for command, rule in text.rules("allow", commands):
-            found.allowed.add(command)
-            found.origins[command] = f"allowed: {rule}"
-        blocked.update((command, f"not allowed: {rule}") for command, rule in text.rules("block", commands))
-        found.auto_thaw = text.number("fsfreeze", "auto-thaw", found.auto_thaw, AUTO_THAW_RANGE)
-        found.disconnect = text.number("fsfreeze", "auto-thaw-on-disconnect", found.disconnect, AUTO_THAW_RANGE)
-        found.hook_limit = text.number("fsfreeze", "hook-limit", found.hook_limit, HOOK_LIMIT_RANGE)
-        found.expedite = text.flag("fsfreeze", "expedite-rcu", found.expedite)
-    found.allowed -= blocked.keys()
-    found.origins.update(blocked)
-    return found
+        folder.text(path, source, first=not number)
+    return folder.finish()

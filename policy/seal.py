@@ -1,8 +1,14 @@
 """Slices of the policy, in memory that nobody can change any more.
 
-A slice is what one process must know and nothing else: lines `allow COMMAND` and `set NAME VALUE`.  The supervisor writes
-it into a memfd and seals that; the process checks the seals before it reads a byte, so the front, which shares a user
-with nobody but might be taken over, cannot have touched what a worker believes (memfd_create(2), fcntl(2)).
+A slice is what one process must know and nothing else, in lines:
+
+    allow COMMAND
+    why COMMAND TAB RULE TAB ORIGIN         what decided about the command, where settings `rule` and `origin` do not
+    rule KIND TAB ID TAB ORIGIN TAB ...     what must be inside a request (policy/rules.py)
+    set NAME VALUE
+
+The supervisor writes it into a memfd and seals that; the process checks the seals before it reads a byte, so the front,
+which shares a user with nobody but might be taken over, cannot have touched what a worker believes (memfd_create(2), fcntl(2)).
 """
 
 from __future__ import annotations
@@ -24,30 +30,48 @@ LIMIT: Final = 64 * 1024  # bytes of one slice
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MFD_NOEXEC_SEAL: Final = 0x8  # Linux 6.3; needed where vm.memfd_noexec is 2
 
+# The per cent sign first: it is in what the others become.
+_ESCAPES: Final = (("%", "%25"), ("\n", "%0A"), ("\r", "%0D"), ("\0", "%00"), ("\t", "%09"))
+_CHARACTERS: Final = {code[1:]: character for character, code in _ESCAPES}
+
 # Who is told which setting.  Everybody: how to log, and which user to become.
-EVERYBODY: Final = ("verbose", "uid", "gid", "privileged")
+EVERYBODY: Final = ("verbose", "uid", "gid", "privileged", "rule", "origin")
 SETTINGS: Final = {
     "front": ("profile", "version", "refusal"),
     "fs": ("auto-thaw", "auto-thaw-on-disconnect", "expedite-rcu", "fsfreeze-hook", "hook-limit", "statedir"),
     "thawer": ("auto-thaw", "expedite-rcu", "hook-limit"),
     "hook": ("fsfreeze-hook", "hook-limit"),
-    "file": ("statedir",),
+    "file": ("statedir", "file-buffer"),
+    "exec": ("exec-output",),
     "ssh": ("ssh-root", "ssh-strict"),
 }
 
 
 def slice_for(domain: str, policy: Policy, settings: Mapping[str, str]) -> bytes:
-    """The slice of one process: its commands (the front's: all that are allowed) and those of `settings` that are its."""
+    """The slice of one process: its commands (the front's: all that are allowed), the rules about them, and those of
+    `settings` that are its."""
     from policy.model import commands_for
 
     commands = sorted(policy.allowed) if domain == "front" else commands_for(domain, policy)
     lines = [f"allow {c}" for c in commands]
+    if policy.why_of:
+        # The front refuses what is not allowed and answers its own: for all else its worker knows why.
+        told = (
+            policy.why_of.keys() - policy.allowed | set(commands_for("front", policy))
+            if domain == "front"
+            else commands
+        )
+        for command in sorted(policy.why_of.keys() & set(told)):
+            rule, origin = policy.why_of[command]
+            lines.append("why " + "\t".join((command, escape(rule), escape(origin))))
+    lines += [rule.line() for rule in policy.rules_for(domain)]
     lines += [f"set {n} {escape(settings[n])}" for n in (*EVERYBODY, *SETTINGS.get(domain, ())) if n in settings]
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
 def parse_slice(data: bytes) -> tuple[frozenset[str], dict[str, str]]:
-    """(allowed commands, settings).  Raises PolicyError for anything that `slice_for` does not write."""
+    """(allowed commands, settings); `policy.rules.scope_of` reads the rest.  Raises PolicyError for anything that `slice_for`
+    does not write."""
     allowed: set[str] = set()
     settings: dict[str, str] = {}
     text = data.decode("utf-8", "surrogateescape")
@@ -60,15 +84,16 @@ def parse_slice(data: bytes) -> tuple[frozenset[str], dict[str, str]]:
             allowed.add(name)
         elif word == "set" and name and blank and name not in settings:
             settings[name] = unescape(value)
-        else:
-            raise PolicyError("the policy slice has a line that is neither allow nor set")
+        elif word not in ("rule", "why") or not name:
+            raise PolicyError("the policy slice has a line that is none of its own")
     return frozenset(allowed), settings
 
 
 def escape(value: str) -> str:
-    """A value on one line: per cent, CR, LF and NUL as %XX."""
-    if "%" in value or "\n" in value or "\r" in value or "\0" in value:
-        return value.replace("%", "%25").replace("\n", "%0A").replace("\r", "%0D").replace("\0", "%00")
+    """A value on one line: per cent, CR, LF, NUL and tabs as %XX."""
+    for character, code in _ESCAPES:
+        if character in value:
+            value = value.replace(character, code)
     return value
 
 
@@ -78,7 +103,7 @@ def unescape(value: str) -> str:
     out = [first]
     for piece in rest:
         try:
-            out.append({"25": "%", "0A": "\n", "0D": "\r", "00": "\0"}[piece[:2]] + piece[2:])
+            out.append(_CHARACTERS[piece[:2]] + piece[2:])
         except KeyError:
             raise PolicyError("the policy slice has an unknown escape") from None
     return "".join(out)

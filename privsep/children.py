@@ -31,9 +31,21 @@ class Child:
     descriptors are owned until then."""
 
     __slots__ = (
-        "row", "life", "pid", "pidfd", "control", "waiting", "leaving", "uid", "gid", "killed", "level", "orders",
+        "row",
+        "life",
+        "pid",
+        "pidfd",
+        "control",
+        "waiting",
+        "leaving",
+        "uid",
+        "gid",
+        "killed",
+        "level",
+        "served",
+        "orders",
         "retired",
-    )  # fmt: skip
+    )
 
     def __init__(self, row: Domain, uid: int, gid: int, orders: Orders) -> None:
         self.row = row
@@ -46,6 +58,7 @@ class Child:
         self.retired = KEPT
         self.orders = orders  # under which it was started
         self.killed = False
+        self.served = False  # the front that runs now has, or had, a socket to it
         self.level = 0  # of Landlock, as it says itself
         self.uid = uid
         self.gid = gid
@@ -72,9 +85,8 @@ class Child:
         self.pidfd = os.pidfd_open(pid)
         self.control = control
         control.setblocking(False)  # a child that does not read must not stop us: see `_full`
-        self.leaving = False
+        self.leaving = self.killed = self.served = False
         self.retired = KEPT
-        self.killed = False
         self.life.started()
 
     def give(self, tag: bytes, fd: int) -> None:

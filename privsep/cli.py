@@ -131,7 +131,7 @@ def main(words: Sequence[str] | None = None, *, libexec: str | None = None) -> i
     except (ConfigError, PolicyError) as e:
         if early is not None:
             early.abandon()
-        _print(2, f"{os.path.basename(program)}: critical: {e}\n")
+        _print(2, "".join(f"{os.path.basename(program)}: critical: {line}\n" for line in str(e).split("\n")))
         return 1
     from privsep.startup import start
 

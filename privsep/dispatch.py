@@ -43,7 +43,7 @@ class Link:
 
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
-        "unread", "absent", "verbs", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint", "_bulky",
+        "unread", "absent", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint", "_bulky",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -60,6 +60,7 @@ class Link:
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
         self.absent = False  # it is to be told that the host has gone
+        self.moved: Request | None = None  # one that was unread before
         self._assembler = frame.Assembler(walk=False)
         self._unsent: list[bytes | frame.Pieces] = []
         self._greeting = 0  # id of the hello that has not been answered
@@ -264,13 +265,16 @@ class Link:
     def lost(self) -> Request | None:
         """The worker is gone: the request that went with it.
 
-        One that it never read (the kernel tells: ECONNRESET or EPIPE) is not lost, it goes to the next worker."""
+        One that it never read (the kernel tells: ECONNRESET or EPIPE) is not lost, it goes to the next worker; but
+        once only, lest it goes round for ever among workers that leave as soon as they come."""
         self.close()
         request, self.current = self.current, None
         self.deadline = None
-        if request is not None and self.unread and not self.overdue:
+        if request is not None and self.unread and not self.overdue and request is not self.moved:
             self.queue.insert(0, request)
+            self.moved = request
             return None
+        self.moved = None
         return request
 
 

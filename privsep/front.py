@@ -92,7 +92,7 @@ class Front:
                             self._last_words()
                             return
                         break  # there may be more, and it may be another policy: that comes before the host
-                    elif fd in self._by_fd:
+                    if fd in self._by_fd:
                         self._from_worker(self._by_fd[fd], events, now)
                     elif fd == host.fd:
                         self._from_host(events, now)
@@ -277,9 +277,10 @@ class Front:
         if ok:
             try:
                 self._session.answered(request, value, now)
-            except (TypeError, ValueError, RecursionError) as e:
+            except (TypeError, ValueError, RecursionError):
                 self._session.failed(request, dispatch.nonsense(request), now)
-                raise ProtocolViolation(f"a value that is none: {type(e).__name__}") from None
+                assert request.command is not None
+                raise ProtocolViolation(f"its reply is none that {request.command.name} has") from None
         else:
             assert isinstance(value, list)
             self._session.failed(request, CommandError(value[1], value[0]), now)
@@ -355,6 +356,7 @@ class Front:
         os.close(fd)
         self._session.adopt(allowed=allowed, refusal=settings.get("refusal", REFUSAL))
         for link in self._links.values():
+            link.moved = None  # a worker that makes room is no worker that does not work
             self._sift(link)
             if link.state == dispatch.ASKED and not allowed.intersection(link.verbs):
                 link.state = dispatch.DOWN  # there is no such worker any more

@@ -50,9 +50,13 @@ class Life:
         self.state = UP
         self.ready_at = now
 
+    def settled(self, now: float) -> bool:
+        """Whether it has been up for so long that its end is not the fault of its start."""
+        return self.state == UP and now - self.ready_at >= SETTLED
+
     def died(self, now: float, *, expected: bool) -> None:
         """`expected`: it left because it was idle or was told to; no failure."""
-        settled = self.state == UP and now - self.ready_at >= SETTLED
+        settled = self.settled(now)
         self.state = ABSENT
         if expected:
             self.failures = 0

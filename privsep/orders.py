@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from policy.model import Policy
     from privsep.config import Config
 
+# Settings that only say how something is called.
+_NAMES: Final = (b"rule", b"origin", b"profile", b"refusal")
+
 # How a reload ends when it is not deferred or refused.
 APPLIED: Final = "applied"
 RESTART_NEEDED: Final = "restart-needed"
@@ -57,10 +60,29 @@ class Orders:
 
 
 def narrower(old: bytes, new: bytes) -> bool:
-    """Whether a slice lacks a line that the other has.
+    """Whether a slice allows less than the other.
 
-    On the safe side: a setting with another value counts, because which of two is the wider one only its worker knows."""
-    return bool(set(old.split(b"\n")) - set(new.split(b"\n")))
+    On the safe side: a setting or a rule that differs counts, because which of two is the wider one only its worker knows.  Where
+    rules stand in files and how they are called does not count."""
+    allowed, rest = _meaning(old)
+    allowed_now, rest_now = _meaning(new)
+    return not allowed <= allowed_now or rest != rest_now
+
+
+def _meaning(data: bytes) -> tuple[set[bytes], list[bytes]]:
+    """A slice's commands, and whatever else of it has an effect on what is done (policy/seal.py has the lines)."""
+    commands: set[bytes] = set()
+    rest: list[bytes] = []
+    for line in data.split(b"\n"):
+        word, _, value = line.partition(b" ")
+        if word == b"allow":
+            commands.add(value)
+        elif word == b"rule":
+            kind, _, _, *values = value.split(b"\t")
+            rest.append(b"\t".join((kind, *values)))
+        elif word == b"set" and value.partition(b" ")[0] not in _NAMES:
+            rest.append(value)
+    return commands, rest
 
 
 def orders_of(config: Config, policy: Policy) -> Orders:

@@ -47,8 +47,8 @@ class Reload:
     goes by them."""
 
     __slots__ = (
-        "_loop", "_log", "_reader", "_held", "_starting", "_patience", "_adopt", "_changed", "_begun", "_ended", "_result", "_child", "_waiting",
-        "_stopped", "_unconfirmed",
+        "_loop", "_log", "_reader", "_held", "_starting", "_patience", "_adopt", "_changed", "_begun", "_ended", "_result",
+        "_child", "_waiting", "_stopped", "_unconfirmed",
     )  # fmt: skip
 
     def __init__(

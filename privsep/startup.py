@@ -157,6 +157,7 @@ def _supervise(
         except OSError as e:
             log.warning(f"cannot {'make' if frozen else 'remove'} the frozen marker in {statedir}: {e.strerror}")
 
+    _granted(orders.rows)
     supervisor = Supervisor(
         log=log,
         libexec=libexec,
@@ -185,6 +186,17 @@ def _supervise(
         runfiles.remove_status()
         if rundir.is_instance(runfiles.directory) and runfiles.journal_clear():
             rundir.remove(runfiles.directory, runfiles.journal_path)
+
+
+def _granted(enabled: frozenset[str]) -> None:
+    """See that the unit grants what the policy needs.  Raises StartError."""
+    if "NOTIFY_SOCKET" not in os.environ or os.geteuid() != 0:
+        return  # not started by a service manager: there is no unit
+    from privsep import granted
+
+    problem = granted.check(enabled)
+    if problem:
+        raise StartError(problem)
 
 
 def _wall(log: Log, libexec: str, enabled: frozenset[str]) -> bool:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 _STOP_THAW: Final = 0.6  # seconds that a stop waits for the thaw, at each of two attempts
 _STOP_ALL: Final = 1.5  # seconds that a stop waits for the children
+_REAPED: Final = 0.3  # seconds for a worker that is on its way out; then the front gets another socket to it
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
 _FREEZERS: Final = ("fs", "thawer", "hook")
 
@@ -380,8 +381,10 @@ class Supervisor:
             front.tell(wiring.TAG_UNPRIVILEGED + number)
             return
         child = self.children[name]
-        if any(self.children[n].going for n in (_FREEZERS if name == "fs" else (name,))):
-            self._loop.at(f"connect {name}", 0.02, lambda: self._connect(name))
+        if self._going(name):
+            # It is on its way out: its sockets close before its pidfd says so.  `_died` comes back to this.
+            child.served = False
+            self._loop.at(f"connect {name}", _REAPED, lambda: self._connect(name))
             return
         if not self._start(name):
             wait = child.wait()
@@ -393,6 +396,14 @@ class Supervisor:
         ours, theirs = wiring.pair()
         child.give(wiring.TAG_CHANNEL, ours.detach())
         front.give(wiring.TAG_WORKER + number, theirs.detach())
+        child.served = True
+
+    def _going(self, name: str) -> bool:
+        """Whether it is there, but not for long, or, for fs, one of those that it comes and goes with."""
+        child = self.children[name]
+        if child.alive and child.served:
+            return True
+        return any(self.children[n].going for n in (_FREEZERS if name == "fs" else (name,)))
 
     def _died(self, child: Child) -> None:
         name = child.row.name
@@ -400,9 +411,11 @@ class Supervisor:
         self._loop.forget(child.pidfd)
         if child.control is not None:
             self._loop.forget(child.control.fileno())
-        was_up = child.up
+        settled = child.life.settled(now)
         how = child.reap()
-        expected = child.leaving or self._stopping or (was_up and how == "exit status 0")
+        # Nobody is idle for a minute within two seconds: who leaves so early, however politely, does not work.
+        left = how == "exit status 0" and (settled or child.retired != KEPT)
+        expected = child.leaving or self._stopping or left
         child.life.died(now, expected=expected)
         if not expected:
             self._log.error(f"{name} ended by {how}")
@@ -421,10 +434,17 @@ class Supervisor:
         elif name == "thawer":
             self._holder.thawer_died()
         self._settle()
+        # What waited for it to be gone; fs waits for its helpers too.
+        for waiting in dict.fromkeys((name, "fs" if name in _FREEZERS else name)):
+            if self._loop.due(f"connect {waiting}") is not None:
+                self._loop.cancel(f"connect {waiting}")
+                self._connect(waiting)
         self._status()
 
     def _front_died(self) -> None:
         """A device went with it; a listener is still open here."""
+        for child in self.children.values():
+            child.served = False
         if not self._start("front"):
             self._loop.at("front", self.children["front"].wait() + 0.001, self._front_died)
             return

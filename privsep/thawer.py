@@ -9,10 +9,8 @@ place: a first FITHAW that answers EINVAL means that it has not.  Whatever else 
 
 Each of these is a *lapse*: journalled, and told to fs, which tells the host once.
 
-FITHAW can block for as long as a FIFREEZE on the same superblock is in flight, and that one may itself wait for another frozen
-file system.  So this loop never calls it: a requested thaw runs in one thread, one superblock after the other (threads cost more
-than they gain there), and a lapse, or a requested thaw that takes longer than `PATIENCE`, in a thread for each superblock, none
-queued behind another.  After a lapse a descriptor is kept, and thawed again and again, until fs is gone *and* a
+FITHAW itself is called by threads (`privsep/held.py`).  A requested thaw that takes longer than `PATIENCE` goes on as a lapse's
+does, in a thread for each superblock.  After a lapse a descriptor is kept, and thawed again and again, until fs is gone *and* a
 FITHAW that was begun after that answers EINVAL: a freeze that was on its way could still arrive (on older kernels FITHAW does
 not wait for it), and a process that is killed in FIFREEZE may freeze and end in one breath.
 
@@ -22,16 +20,15 @@ The process opens nothing after its walls are up and writes to three things: its
 from __future__ import annotations
 
 import _socket
-import fcntl
 import os
 import select
-import stat
 import struct
 import time
 
 from privsep import freezestate, wiring
 from privsep import thawwire as wire
-from privsep.crew import THAWED, Crew, lock_memory, one_arena, thaw
+from privsep.crew import lock_memory, one_arena
+from privsep.held import Held
 from privsep.journal import Journal, Lapse, boot_id, lapse_record
 
 TYPE_CHECKING = False
@@ -50,50 +47,6 @@ RETRY_FIRST: Final = 0.02  # seconds until FITHAW is tried again after a lapse, 
 RETRY_MOST: Final = 1.0  # ... up to this
 RCU_EXPEDITED: Final = "/sys/kernel/rcu_expedited"
 
-_BUSY: Final = -1
-
-
-class Slot:
-    """One registered descriptor.
-
-    frozen   fs said that it froze it
-    times    FITHAWs that succeeded since a thaw began
-    errno    what the last one ended with, `_BUSY` while one is wanted
-    kicked   a job of its own is on its way (never two: the threads are counted)
-    """
-
-    __slots__ = ("fd", "frozen", "times", "errno", "kicked")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.frozen = False
-        self.times = 0
-        self.errno = 0
-        self.kicked = False
-
-    @property
-    def free(self) -> bool:
-        """Whether its superblock is certainly not frozen now."""
-        return self.errno in THAWED
-
-
-def _thaw_slot(slot: Slot) -> None:
-    times, number = thaw(slot.fd)
-    slot.times += times
-    slot.errno = number
-
-
-def _thaw_kicked(slot: object) -> None:
-    assert isinstance(slot, Slot)
-    _thaw_slot(slot)
-    slot.kicked = False
-
-
-def _thaw_row(row: object) -> None:
-    assert isinstance(row, list)
-    for slot in row:
-        _thaw_slot(slot)
-
 
 class Thawer:
     """The loop and its state."""
@@ -107,11 +60,9 @@ class Thawer:
         self._journal: Journal | None = None
         self._fs: Socket | None = None
         self._orphaned = False  # the supervisor is gone
-        self._crew = Crew()
-        self._jobs = 0  # given to the crew and not finished: until 0 no descriptor may be closed
+        self._held = Held()
         self._poll = select.poll()
         self._phase = wire.PHASE_IDLE
-        self._slots: list[Slot | None] = []
         self._announced = 0
         self._cycle = 0
         self._seconds = 0
@@ -138,11 +89,11 @@ class Thawer:
         if trouble:
             self._log.warning(f"degraded: {trouble}")
         self._poll.register(self._control.fileno(), select.POLLIN)
-        self._poll.register(self._crew.event, select.POLLIN)
+        self._poll.register(self._held.event, select.POLLIN)
         while not (self._orphaned and self._phase == wire.PHASE_IDLE):
             for fd, _ in self._poll.poll(self._timeout()):
-                if fd == self._crew.event:
-                    self._jobs -= self._crew.finished()
+                if fd == self._held.event:
+                    self._held.collect()
                 elif self._fs is not None and fd == self._fs.fileno():
                     self._from_fs()
                 elif fd == self._control.fileno() and not self._orphaned:
@@ -160,45 +111,33 @@ class Thawer:
             self._lapse(wire.REASON_DEADLINE, kill=True)
         if self._grace is not None and now >= self._grace:
             self._lapse(wire.REASON_NOT_BACK)
-        held = [s for s in self._slots if s is not None]
+        held = self._held
         if self._phase == wire.PHASE_THAWING:
-            if self._jobs == 0:
-                self._thawed(all(s.free for s in held))
+            if held.jobs == 0:
+                self._thawed(held.free)
             elif self._escalate is not None and now >= self._escalate:
                 self._escalate = None
-                self._kick([s for s in held if s.errno == _BUSY])
-        elif self._phase == wire.PHASE_LAPSING and self._jobs == 0:
-            if self._let_go and self._sure and all(s.free for s in held):
+                held.thaw_each(busy_only=True)
+        elif self._phase == wire.PHASE_LAPSING and held.jobs == 0:
+            if self._let_go and self._sure and held.free:
                 self._release()
             elif self._let_go and not self._sure:
                 # What was free when we looked may have been frozen since, by an fs that was ending.
                 self._sure = True
                 self._retry = None
-                self._kick(held)
+                held.thaw_each()
             elif self._retry is None:
                 self._retry = now + self._pause
                 self._pause = min(self._pause * 2, RETRY_MOST)
             elif now >= self._retry:
                 self._retry = None
-                self._kick(held)
+                held.thaw_each()
 
     # -- thawing
 
     def _go(self, cause: int) -> None:
         """The one place that moves the state; `privsep/freezestate.py` says who may do it."""
         self._phase = freezestate.step(self._phase, cause)
-
-    def _give(self, job: Callable[[object], None], item: object) -> None:
-        self._jobs += 1
-        self._crew.give(job, item)
-
-    def _kick(self, slots: list[Slot]) -> None:
-        """FITHAW on each, each in a thread of its own."""
-        for slot in slots:
-            if not slot.kicked:
-                slot.kicked = True
-                slot.errno = _BUSY
-                self._give(_thaw_kicked, slot)
 
     def _lapse(self, reason: int, *, kill: bool = False) -> None:
         """Thaw because we must.  First the thaw, then the words."""
@@ -207,7 +146,7 @@ class Thawer:
         first = self._phase != wire.PHASE_LAPSING
         if first:
             self._go(reason)
-            self._sure = self._let_go and self._jobs == 0
+            self._sure = self._let_go and self._held.jobs == 0
         self._deadline = self._grace = self._escalate = None
         if kill:
             self._tell(wiring.KILL_FS)
@@ -215,7 +154,7 @@ class Thawer:
             return
         self._retry = None
         self._pause = RETRY_FIRST
-        self._kick([s for s in self._slots if s is not None])
+        self._held.thaw_each()
         self._restore_rcu()
         self._remember(reason)
 
@@ -227,10 +166,7 @@ class Thawer:
     def _release(self) -> None:
         """Nothing of ours is frozen: let go of it, have the supervisor lower the flag, answer fs if it asked."""
         answer = self._thawed_answer()
-        for slot in self._slots:
-            if slot is not None:
-                os.close(slot.fd)
-        self._slots = []
+        self._held.clear()
         self._go(freezestate.FREE)
         self._committed = False
         self._deadline = self._grace = self._escalate = self._retry = None
@@ -349,7 +285,7 @@ class Thawer:
             if self._fs is not None:
                 self._fs_gone()
         except (ValueError, IndexError, struct.error, OSError) as e:
-            wire.close_all([fd for fd in fds if not any(s is not None and s.fd == fd for s in self._slots)])
+            wire.close_all([fd for fd in fds if not self._held.owns(fd)])
             self._log.error(f"fs breaks the protocol and is given up: {e}")
             self._tell(wiring.KILL_FS)
             self._fs_gone(wire.REASON_BROKEN)
@@ -367,14 +303,13 @@ class Thawer:
         kind = data[0]
         if kind == wire.ASK:
             wire.KIND.unpack(data)
-            held = sum(1 for s in self._slots if s is not None)
             self._answer(
                 wire.STATUS_BODY.pack(
                     wire.STATUS,
                     self._phase,
                     self._committed,
                     self._cycle,
-                    held,
+                    len(self._held.live),
                     self._seconds,
                     self._reason,
                     self._lapsed,
@@ -414,13 +349,13 @@ class Thawer:
         if self._phase != wire.PHASE_IDLE or not cycle or not 0 < count <= wire.MOST or rcu not in (0, *b"0123456789"):
             raise ValueError("begin out of place")
         try:
-            self._crew.ensure(count + 1)
+            self._held.prepare(count)
         except RuntimeError:
             self._log.error(f"there are no threads for {count} file systems")
             self._agree(False)
             return
         self._cycle, self._seconds, self._announced, self._rcu_old = cycle, seconds, count, rcu
-        self._slots = []
+        self._held.clear()
         self._committed = self._let_go = False
         self._go(freezestate.REGISTER)
         self._deadline = time.monotonic() + seconds if seconds else None
@@ -440,16 +375,12 @@ class Thawer:
         if (
             self._phase != wire.PHASE_HELD
             or cycle != self._cycle
-            or first != len(self._slots)
+            or first != len(self._held)
             or not 0 < count == len(fds)
             or first + count > self._announced
         ):
             raise ValueError("hold out of place")
-        for fd in fds:
-            mode = os.fstat(fd).st_mode
-            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) or _is_path_only(fd):
-                raise ValueError("a descriptor cannot be thawed")
-        self._slots += map(Slot, fds)
+        self._held.add(fds)
         self._agree(True)
 
     def _frozen(self, cycle: int, count: int, marks: bytes) -> None:
@@ -459,18 +390,11 @@ class Thawer:
         if (
             self._phase != wire.PHASE_HELD
             or cycle != self._cycle
-            or not count == len(marks) == len(self._slots) == self._announced
+            or not count == len(marks) == len(self._held) == self._announced
             or not wire.MARKS.issuperset(marks)
         ):
             raise ValueError("frozen out of place")
-        for index, mark in enumerate(marks):
-            slot = self._slots[index]
-            assert slot is not None
-            if mark == wire.MARK_SKIPPED:
-                os.close(slot.fd)
-                self._slots[index] = None
-            else:
-                slot.frozen = mark == wire.MARK_FROZEN
+        self._held.mark(marks)
         self._rcu_old = 0  # fs has put it back
         self._go(freezestate.DONE)
         self._agree(True)
@@ -486,14 +410,7 @@ class Thawer:
             return
         self._deadline = None
         self._grace = self._retry = None
-        row = [s for s in self._slots if s is not None]
-        row.reverse()  # the first ones frozen are those that sit on others
-        for slot in row:
-            slot.errno = _BUSY
-        if self._jobs:
-            self._kick(row)  # a lapse's jobs are still on their way: one more thread for all might not be there
-        else:
-            self._give(_thaw_row, row)
+        self._held.thaw_in_turn()
         self._owes = self._let_go = True  # who asks for the thaw does not freeze any more
         self._go(freezestate.ASK)
         self._escalate = time.monotonic() + PATIENCE
@@ -503,7 +420,7 @@ class Thawer:
         self._escalate = None
         if not self._reason and not all_free:
             self._remember(wire.REASON_STUCK)
-        elif not self._reason and any(s is not None and s.frozen and not s.times for s in self._slots):
+        elif not self._reason and self._held.lost:
             self._remember(wire.REASON_LOST)
         if all_free:
             self._release()
@@ -523,14 +440,8 @@ class Thawer:
     def _thawed_answer(self) -> bytes:
         reason = self._reason
         cycle, seconds = (self._lapsed, self._lapsed_seconds) if reason else (self._cycle, self._seconds)
-        results = bytes(
-            wire.RESULT_NONE if s is None else wire.RESULT_HELD if s.times else wire.RESULT_LOST for s in self._slots
-        )
+        results = self._held.results()
         return wire.THAWED_BODY.pack(wire.THAWED, cycle, seconds, reason, len(results)) + results
-
-
-def _is_path_only(fd: int) -> bool:
-    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH)
 
 
 def prepare(control: Socket, *, settings: dict[str, str], board: Board, log: Log) -> Callable[[], None]:

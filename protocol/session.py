@@ -33,7 +33,7 @@ from protocol import base64, wire
 from protocol.commands import BY_NAME, COMMANDS, Command
 from protocol.dialect import ParseError, Parser, Value
 from protocol.errors import CommandError
-from protocol.schema import check_arguments
+from protocol.schema import check_arguments, fits
 from protocol.text import LongText, settle
 
 TYPE_CHECKING = False
@@ -130,6 +130,7 @@ class Session:
         self._resting = True  # the parser is between requests, as at the start
         self._seen: dict[bytes, Request] = {}  # whole requests: what they are
         self._known: dict[bytes, Answer] = {}  # whole requests: what is answered
+        self._declared: dict[str, Callable[[object], bool]] = {}  # what a reply to a command is
         self._syncs: dict[bytes, tuple[bytes, bytes]] = {}  # syncs without their number: their replies without it
 
     # -- what the owner calls
@@ -222,7 +223,8 @@ class Session:
     def answered(self, request: Request, value: object, now: float) -> None:
         """The worker's answer.  A muted request's is dropped.
 
-        Raises TypeError or ValueError when the value is none that a reply can have: the worker is broken or hostile."""
+        Raises TypeError or ValueError when the value is none that a reply to this command can have: the worker is broken
+        or hostile."""
         command = request.command
         assert command is not None
         gives = command.gives
@@ -230,6 +232,13 @@ class Session:
             if gives:
                 _close_all(value)
             return
+        declared = self._declared.get(command.name)
+        if declared is None:
+            declared = self._declared[command.name] = fits(command.returns)
+        if not declared(value):
+            if gives:
+                _close_all(value)
+            raise ValueError("it is not what the command returns")
         if gives and type(value) is dict:
             try:
                 pieces = wire.with_bulk(value, gives, *self._id_of(request))

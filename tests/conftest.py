@@ -60,6 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 break
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    names = ("plain", "selinux")
+    parser.addoption("--vm-image", choices=names, default="plain", help="the image that vm tests boot (default: plain)")
+
+
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         groups = [m for m in ("vm", "slow") if item.get_closest_marker(m) is not None]

@@ -115,7 +115,7 @@ def holds_local_time(adjtime: bytes) -> bool:
     return len(lines) > 2 and lines[2].strip() == b"LOCAL"
 
 
-def guest_set_time(ctx: Context, time: int | None = None) -> None:
+def guest_set_time(ctx: Context, time: int | None = None) -> dict[str, object]:
     """Set the clock to `time` (ns since the epoch, UTC) and the chip to the clock; without `time`, the clock to the chip."""
     clock = ctx.state.clock
     assert isinstance(clock, Clock)
@@ -131,6 +131,7 @@ def guest_set_time(ctx: Context, time: int | None = None) -> None:
         raise CommandError.from_errno("Failed to set time to guest", e.errno or 0) from e
     if time is not None:
         _to_chip(clock)
+    return {}
 
 
 def _failed(reason: str) -> CommandError:

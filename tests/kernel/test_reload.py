@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -444,7 +445,7 @@ def test_under_load_each_answer_is_that_of_exactly_one_policy(path: Path) -> Non
         # The policies that may have been in force at some time between the question and the answer.
         possible = {
             which
-            for (signalled, _, which), (_, following, _) in zip(in_force, in_force[1:], strict=False)
+            for (signalled, _, which), (_, following, _) in itertools.pairwise(in_force)
             if signalled <= answered and following >= at
         }
         if "error" in reply:

@@ -51,6 +51,10 @@ LIES = {
     "nested": "    socket.send(b'\\0' + b'\\x91' * 100000 + b'\\1')",
     "claims-4-GiB": "    socket.send(b'\\0\\xdd\\xff\\xff\\xff\\xff')",
     "no-end": HEAVY,
+    "another-type": "    socket.send(b'\\0' + msgpack.packb([number, True, 7]))",
+    "a-member-of-another-type": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': 7}]))",
+    "a-member-that-it-does-not-have": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': 'x', 'more': 'y'}]))",
+    "bytes": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': b'x'}]))",
     "says-nothing": "    time.sleep(0) if False else socket.recv(1)",
     "drips": "    while True:\n        socket.send(b'\\1x')\n        self_wait(0.2)",
 }
@@ -130,3 +134,36 @@ def test_while_it_keeps_the_front_waiting_other_domains_answer() -> None:
         agent.client.sync(8)
         assert time.monotonic() - begun < 0.5
         assert agent.call("guest-network-get-interfaces", limit=1.0)
+
+
+# Reads the hello, which is not answered, and goes: each time, as politely as one that was idle.
+POLITE = """
+import os
+from privsep import runtime
+
+def request(self, value):
+    {first}
+    os._exit(0)
+
+runtime.Worker._request = request
+from privsep.child import main
+main("inventory", {filters!r})
+"""
+
+
+@pytest.mark.parametrize("first", ["pass", "self._reply(value[0], True, True)"], ids=["no hello", "hello"])
+@isolated
+def test_a_worker_that_leaves_with_status_0_as_soon_as_it_comes_costs_one_error(first: str) -> None:
+    folder = Path("/tmp/hostile")
+    folder.mkdir()
+    worker = POLITE.replace("{first}", first).replace("{filters!r}", repr(stage.FILTERS))
+    os.environ["PRIVSEP_GA"] = hostile_program(folder, {"inventory": worker})
+    with Agent("--policy", "default") as agent:
+        front = agent.process("front")
+        for _ in range(3):
+            with pytest.raises(AgentError, match="inventory worker"):
+                agent.call("guest-get-osinfo", limit=5.0)
+            assert agent.call("guest-ping") == {}
+        assert agent.call("guest-network-get-interfaces")
+        assert agent.process("front") == front
+        assert 2 <= agent.log().count("inventory ended by exit status 0") <= 6

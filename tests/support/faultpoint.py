@@ -94,9 +94,9 @@ def _fs(reporter: _Reporter, variant: str) -> None:
 
 
 def _thawer(reporter: _Reporter, variant: str) -> None:
-    from privsep import thawer, thawwire
+    from privsep import held, thawer, thawwire
 
-    thaw, lapse = thawer.thaw, thawer.Thawer._lapse
+    thaw, lapse = held.thaw, thawer.Thawer._lapse
 
     def thawing(fd: int) -> tuple[int, int]:
         done = thaw(fd)
@@ -107,7 +107,7 @@ def _thawer(reporter: _Reporter, variant: str) -> None:
         if reason not in (thawwire.REASON_UNCONFIRMED, thawwire.REASON_ORPHANED):
             lapse(self, reason, kill=kill)
 
-    thawer.thaw = thawing
+    held.thaw = thawing
     if variant == NO_END_OF_FILE:
         thawer.Thawer._lapse = deaf  # type: ignore[method-assign]
 

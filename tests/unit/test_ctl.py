@@ -201,11 +201,11 @@ def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl.main(["policy", "show", "--policy", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["guest-ping"]
     assert ctl.main(["policy", "explain", "--policy", str(path), "guest-ping"]) == 0
-    assert f'allow "guest-ping" at {path}:2' in capsys.readouterr().out
+    assert f"allowed by allow:guest-ping at {path}:2" in capsys.readouterr().out
     assert ctl.main(["policy", "explain", "--policy", str(path), "guest-exec"]) == 1
     path.write_text('[commands]\nallow = ["guest-pong"]\n')
     assert ctl.main(["policy", "check", str(path)]) == 1
-    assert f"{path}:2: unknown command guest-pong (did you mean guest-ping?)" in capsys.readouterr().err
+    assert f"{path}:2:10: unknown command guest-pong (did you mean guest-ping?)" in capsys.readouterr().err
 
 
 def test_tables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,16 @@ def test_leaving_when_idle_is_no_failure() -> None:
     assert child.may_start(1.5) and child.restarts == 0
 
 
+def test_settled_is_up_for_some_time() -> None:
+    child = life.Life()
+    assert not child.settled(99.0)
+    child.started()
+    assert not child.settled(99.0)
+    child.ready(99.0)
+    assert not child.settled(99.0 + life.SETTLED - 0.1)
+    assert child.settled(99.0 + life.SETTLED)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["die", "ready", "leave"]), st.floats(0, 100)), max_size=60))
 def test_a_pause_is_never_longer_than_the_longest_and_ends(events: list[tuple[str, float]]) -> None:
     child, now = life.Life(), 0.0

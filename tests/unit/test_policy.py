@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from policy import build, load, model
+from policy import build, load, model, schema
 from policy.builtin import COMMANDS, FROZEN, PROFILES
 from policy.errors import PolicyError
 from policy.model import Policy, builtin, commands_for, with_lists
@@ -30,6 +30,7 @@ def from_text(folder: Path, text: str, name: str = "p.toml") -> Policy:
 
 def test_the_generated_table_is_current() -> None:
     assert build.TARGET.read_text() == build.render()
+    assert build.SCHEMA.read_text() == schema.render()
     assert {c.name: c.domain for c in table.COMMANDS} == COMMANDS
     assert {c.name for c in table.COMMANDS if c.frozen} == FROZEN
 
@@ -82,30 +83,34 @@ def test_rules_of_a_file(tmp_path: Path) -> None:
     assert (policy.auto_thaw, policy.hook_limit, policy.expedite) == (30, 5, False)
     assert policy.disconnect == 7
     assert policy.settings()["auto-thaw-on-disconnect"] == "7"
-    assert policy.why("guest-ssh-add-authorized-keys").endswith(f'block "guest-ssh-add-*" at {tmp_path}/p.toml:5')
+    assert policy.why("guest-ssh-add-authorized-keys") == f"not allowed by block:guest-ssh-add-* at {tmp_path}/p.toml:5"
+    assert policy.about("guest-ssh-get-authorized-keys") == ("allow:@ssh", f"{tmp_path}/p.toml:3")
     assert policy.why("guest-get-users").endswith("p.toml:3")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[fsfreeze]\nhook-limit = 0\n", "p.toml:2: hook-limit must be a number of seconds from 1 to 3600"),
-        ("[commands\n", "p.toml:1: not TOML"),
-        ("x = ", "p.toml:1: not TOML"),
-        ('\n[comands]\nallow = ["*"]\n', r"p.toml:2: unknown key or table comands \(did you mean commands\?\)"),
-        ("[commands]\n\nalow = []\n", r"p.toml:3: unknown key alow in \[commands\] \(did you mean allow\?\)"),
+        ("[fsfreeze]\nhook-limit = 0\n", "p.toml:2:1: hook-limit must be a number of seconds from 1 to 3600"),
+        ("[commands\n", "p.toml:1:10: not TOML"),
+        ("x = ", "p.toml:1:5: not TOML"),
+        ('\n[comands]\nallow = ["*"]\n', r"p.toml:2:1: unknown key or table comands \(did you mean commands\?\)"),
+        ("[commands]\n\nalow = []\n", r"p.toml:3:1: unknown key alow in \[commands\] \(did you mean allow\?\)"),
         (
             '[commands]\nallow = [\n "guest-ping",\n "guest-pong",\n]\n',
-            r"p.toml:4: unknown command guest-pong .*guest-ping",
+            r"p.toml:4:2: unknown command guest-pong .*guest-ping",
         ),
-        ('[commands]\nallow = ["@netwrok"]\n', r"p.toml:2: no command belongs to @netwrok \(did you mean @network\?\)"),
-        ('[commands]\nallow = ["guest-xx-*"]\n', "p.toml:2: the pattern guest-xx-\\* matches no command"),
-        ('[commands]\nallow = "*"\n', "p.toml:2: allow must be a list"),
-        ("commands = 3\n", "p.toml:1: commands must be a table"),
-        ("[fsfreeze]\nauto-thaw = -1\n", "p.toml:2: auto-thaw must be a number of seconds from 0 to 86400"),
-        ("[fsfreeze]\nauto-thaw = true\n", "p.toml:2: auto-thaw must be"),
-        ('[fsfreeze]\nexpedite-rcu = "no"\n', "p.toml:2: expedite-rcu must be true or false"),
-        ('profile = "defualt"\n', r"p.toml:1: unknown profile 'defualt' \(did you mean default\?\)"),
+        (
+            '[commands]\nallow = ["@netwrok"]\n',
+            r"p.toml:2:10: no command belongs to @netwrok \(did you mean @network\?\)",
+        ),
+        ('[commands]\nallow = ["guest-xx-*"]\n', "p.toml:2:10: the pattern guest-xx-\\* matches no command"),
+        ('[commands]\nallow = "*"\n', "p.toml:2:1: allow must be a list"),
+        ("commands = 3\n", "p.toml:1:1: commands must be a table"),
+        ("[fsfreeze]\nauto-thaw = -1\n", "p.toml:2:1: auto-thaw must be a number of seconds from 0 to 86400"),
+        ("[fsfreeze]\nauto-thaw = true\n", "p.toml:2:1: auto-thaw must be"),
+        ('[fsfreeze]\nexpedite-rcu = "no"\n', "p.toml:2:1: expedite-rcu must be true or false"),
+        ('profile = "defualt"\n', r"p.toml:1:1: unknown profile 'defualt' \(did you mean default\?\)"),
         (
             '[commands]\nallow = ["guest-fsfreeze-freeze"]\n',
             "guest-fsfreeze-freeze is allowed but guest-fsfreeze-thaw is not",
@@ -145,7 +150,7 @@ def test_who_may_write_the_file_decides(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="larger than"):
         load.from_files([str(tmp_path / "big.toml")])
     (tmp_path / "raw.toml").write_bytes(b"# a\n# \xff\n")
-    with pytest.raises(PolicyError, match=r"raw\.toml:2: not UTF-8"):
+    with pytest.raises(PolicyError, match=r"raw\.toml:2:3: not UTF-8"):
         load.from_files([str(tmp_path / "raw.toml")])
 
 
@@ -179,7 +184,7 @@ def test_the_installed_policy(tmp_path: Path) -> None:
     assert not load.choose(None, folder).allows("guest-get-osinfo")
     (drop_ins / "30-profile.toml").write_text('profile = "qemu-ga"\n')
     (drop_ins / "30-profile.toml").chmod(0o644)
-    with pytest.raises(PolicyError, match=r"30-profile\.toml:1: only the first file"):
+    with pytest.raises(PolicyError, match=r"30-profile\.toml:1:1: only the first file"):
         load.choose(None, folder)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from protocol.commands import BY_NAME, COMMANDS, Command
 from protocol.errors import CommandError
-from protocol.schema import Alternate, Arg, Enum, ListOf, Struct, check_arguments, check_result
+from protocol.schema import Alternate, Arg, Enum, ListOf, Struct, check_arguments, check_result, fits
 
 INT_EDGES = [0, -1, 2**63 - 1, -(2**63)]
 BEYOND_INT = [2**63, 2**64 - 1, 1.0, 1.5, 1e300, float(2**64)]
@@ -153,22 +153,37 @@ def test_the_arguments_given_are_not_changed() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
 def test_results_are_checked_against_what_is_declared(command: Command) -> None:
+    fit = fits(command.returns)
+    for bad in (None, [0], 0.5, {"a": 1}, b"", True, "no such word"):
+        with pytest.raises(ValueError):
+            check_result(command.returns, bad)
+        assert not fit(bad)
     if command.returns is None:
         check_result(None, {})
-        for bad in (None, [], 0, {"a": 1}):
-            with pytest.raises(ValueError):
-                check_result(None, bad)
+        assert fit({})
+        assert not fit([])
         return
     value = good(command.returns)
     check_result(command.returns, value)
+    assert fit(value)
     with pytest.raises(ValueError, match="return"):
         check_result(command.returns, None)
     if isinstance(value, dict):
         with pytest.raises(ValueError, match="not declared"):
             check_result(command.returns, {**value, "foo": 1})
+        assert not fit({**value, "foo": 1})
         assert isinstance(command.returns, Struct)
         for member in command.returns.members:
             rest = {k: v for k, v in value.items() if k != member.name}
+            assert fit(rest) == member.optional
+            for bad in (None, b"bytes", 0.5, [0.5], {"a": 1}, -(2**63), 2**64 - 1, "no such word", True, ""):
+                wrong = {**value, member.name: bad}
+                try:
+                    check_result(command.returns, wrong)
+                except ValueError:
+                    assert not fit(wrong) or member.bulk, wrong
+                else:
+                    assert fit(wrong), wrong
             if member.optional:
                 check_result(command.returns, rest)
             else:
@@ -192,3 +207,10 @@ def test_results_are_checked_against_what_is_declared(command: Command) -> None:
 def test_results_of_the_wrong_kind(kind: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"return\.x"):
         check_result(Struct("S", Arg("x", kind)), {"x": value})
+    if value != 2**64:  # which no codec has
+        assert not fits(Struct("S", Arg("x", kind)))({"x": value})
+        assert not fits(ListOf(Struct("S", Arg("x", kind))))([{"x": value}])
+        assert not fits(ListOf(kind))([value])
+        assert not fits(kind)(value)
+    assert not fits(ListOf(kind))({})
+    assert fits(ListOf(kind))([])

@@ -1,0 +1,243 @@
+"""A guest as a context manager: a throw-away overlay over an image, QEMU, and the ways to talk to both.
+
+    with Guest("plain") as guest:
+        guest.check("systemctl is-active privsep-ga")     # as root in the guest; raises when the status is not 0
+        with guest.agent() as agent:
+            agent.call("guest-fsfreeze-freeze")
+        guest.qmp.call("system_powerdown")
+
+The agent's port is the socket `agent_path`, for any other client.  One guest at a time runs on a machine: a lock in the cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.vm.harness import accel, cache, images
+from tests.vm.harness.cache import HarnessError
+from tests.vm.harness.control import Control, Result
+from tests.vm.harness.guestctl import PORT as CONTROL_PORT
+from tests.vm.harness.hostagent import HostAgent
+from tests.vm.harness.jsonlines import Silence
+from tests.vm.harness.qmp import Qmp
+
+AGENT_PORT = "org.qemu.guest_agent.0"
+MEMORY = 768  # MiB
+PATIENCE = 1800.0  # seconds to wait for the guest of another run
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Guest:
+    """One booted image.
+
+    image    "plain" or "selinux" (enforcing), both with the agent installed, or "bare": without it
+    cpus     at boot; two more can be plugged
+    blank    MiB of an empty disk more, /dev/disk/by-id/virtio-blank
+    append   more words for the kernel
+    devices  more options for QEMU
+    """
+
+    def __init__(
+        self,
+        image: str = "plain",
+        *,
+        cpus: int = 2,
+        memory: int = MEMORY,
+        blank: int = 512,
+        append: str = "",
+        devices: tuple[str, ...] = (),
+    ) -> None:
+        self.image = image
+        self._cpus = cpus
+        self._memory = memory
+        self._blank = blank
+        self._append = append
+        self._devices = devices
+        self._stack = ExitStack()
+        self._dimms = itertools.count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self.boot_seconds = 0.0
+
+    # -- life
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._stack = stack
+            folder = images.image(self.image)
+            stack.enter_context(cache.locked("guest", PATIENCE))
+            self.folder = Path(tempfile.mkdtemp(prefix="privsep-ga-vm-"))
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self._overlays(folder)
+            stack.callback(self._end)
+            with open(self.folder / "qemu.log", "wb") as log:
+                self._process = subprocess.Popen(
+                    self._command(folder),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,  # a killed test run leaves no guest behind
+                )
+            self._started = time.monotonic()
+            try:
+                self.qmp = Qmp(self.folder / "qmp")
+            except HarnessError as e:
+                text = (self.folder / "qemu.log").read_text(errors="replace")[-800:]
+                raise HarnessError(f"QEMU did not start ({e}): {text}") from None
+            stack.callback(self.qmp.close)
+            self.control = Control(self.folder / "control")
+            stack.callback(self.control.close)
+            self.wait_control()
+            self.boot_seconds = time.monotonic() - self._started
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    def _overlays(self, folder: Path) -> None:
+        for disk in ("root", "ext4", "xfs"):
+            base = folder / "root.img" if disk == "root" else images.data_disk(disk)
+            options = ["-f", "qcow2", "-F", "raw", "-b", str(base)]
+            subprocess.run(["qemu-img", "create", "-q", *options, str(self.disk(disk))], check=True)
+        with open(self.disk("blank"), "wb") as file:
+            file.truncate(self._blank << 20)
+
+    def disk(self, name: str) -> Path:
+        """The file behind a disk: root, ext4, xfs or blank."""
+        return self.folder / (f"{name}.raw" if name == "blank" else f"{name}.qcow2")
+
+    def _command(self, folder: Path) -> list[str]:
+        here = self.folder
+        words = ["qemu-system-x86_64", "-name", "privsep-ga-test", *accel.options(folder)]
+        words += ["-machine", "q35,usb=off", "-smp", f"{self._cpus},maxcpus={self._cpus + 2}"]
+        words += ["-m", f"{self._memory}M,slots=4,maxmem={self._memory + 1280}M"]
+        words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        words += ["-global", "ICH9-LPC.disable_s3=0"]
+        words += ["-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd")]
+        words += ["-append", images.kernel_words(self.image, self._append)]
+        words += ["-qmp", f"unix:{here}/qmp,server=on,wait=off"]
+        words += ["-chardev", f"file,id=console,path={here}/console.log", "-serial", "chardev:console"]
+        words += ["-device", "virtio-serial-pci,id=ports"]
+        for number, (chardev, name) in enumerate((("agent", AGENT_PORT), ("control", CONTROL_PORT)), 1):
+            words += ["-chardev", f"socket,id={chardev},path={here}/{chardev},server=on,wait=off"]
+            words += ["-device", f"virtserialport,bus=ports.0,nr={number},chardev={chardev},id={chardev},name={name}"]
+        # An Ethernet card with nobody behind it.
+        words += [
+            "-netdev",
+            "user,id=net,restrict=on",
+            "-device",
+            "virtio-net-pci,netdev=net,mac=52:54:00:5e:00:01,romfile=",
+        ]
+        for disk in ("root", "ext4", "xfs", "blank"):
+            kind = "raw" if disk == "blank" else "qcow2"
+            words += ["-drive", f"if=none,id={disk},file={self.disk(disk)},format={kind},cache=unsafe,discard=unmap"]
+            words += ["-device", f"virtio-blk-pci,drive={disk},serial={disk}"]
+        return [*words, *self._devices]
+
+    def _end(self) -> None:
+        """The overlay goes away, so QEMU is simply told to quit."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        try:
+            self.qmp.send_json({"execute": "quit"})
+            process.wait(10)
+        except (AttributeError, OSError, HarnessError, subprocess.TimeoutExpired):
+            process.kill()
+            process.wait()
+
+    def wait_control(self, limit: float = 300.0) -> None:
+        """Until the guest answers."""
+        end = time.monotonic() + limit
+        while True:
+            if self._process is not None and self._process.poll() is not None:
+                raise HarnessError(f"QEMU ended ({self._process.returncode}): {self.console()[-1500:]}")
+            try:
+                self.control.ping()
+                return
+            except Silence:
+                if time.monotonic() > end:
+                    raise HarnessError(f"no guest after {limit:g} s: {self.console()[-1500:]}") from None
+
+    def wait_booted(self, limit: float = 300.0) -> str:
+        """Until systemd has nothing left to start; its word for the state."""
+        return self.sh("systemctl is-system-running --wait", limit).out.strip()
+
+    def wait_exit(self, limit: float = 120.0) -> int:
+        """QEMU's exit status.  Raises Silence."""
+        assert self._process is not None
+        try:
+            return self._process.wait(limit)
+        except subprocess.TimeoutExpired:
+            raise Silence(f"QEMU still runs after {limit:g} s") from None
+
+    def console(self) -> str:
+        return (self.folder / "console.log").read_text(errors="replace")
+
+    # -- inside
+
+    def sh(self, command: str, limit: float = 120.0, stdin: bytes = b"") -> Result:
+        """Run a shell command as root in the guest."""
+        return self.control.finish(self.control.start(command, limit, stdin), limit + 20)
+
+    def check(self, command: str, limit: float = 120.0, stdin: bytes = b"") -> str:
+        """The same; its output.  Raises HarnessError unless its status is 0."""
+        result = self.sh(command, limit, stdin)
+        if result.status != 0:
+            raise HarnessError(f"in the guest: {command}: {result!r}")
+        return result.out
+
+    def put(self, data: bytes | str, path: str, mode: int = 0o644) -> None:
+        self.control.put(data.encode() if isinstance(data, str) else data, path, mode)
+
+    def get(self, path: str) -> bytes:
+        return self.control.get(path)
+
+    # -- the agent's port
+
+    @property
+    def agent_path(self) -> Path:
+        return self.folder / "agent"
+
+    def agent(self, limit: float = 120.0) -> HostAgent:
+        """A client of its own that has synced: close it, the port takes one at a time."""
+        agent = HostAgent(self.agent_path)
+        try:
+            agent.sync(limit)
+        except BaseException:
+            agent.close()
+            raise
+        return agent
+
+    # -- hardware
+
+    def plug_cpu(self) -> str:
+        """One processor more; its device's name."""
+        for slot in self.qmp.call("query-hotpluggable-cpus"):
+            if "qom-path" not in slot:
+                props: dict[str, Any] = slot["props"]
+                name = "cpu-" + "-".join(str(v) for v in props.values())
+                self.qmp.call("device_add", driver=slot["type"], id=name, **props)
+                return name
+        raise HarnessError("no processor is left to plug")
+
+    def plug_memory(self, mib: int = 256) -> None:
+        number = next(self._dimms)
+        self.qmp.call("object-add", qom_type="memory-backend-ram", id=f"memory{number}", size=mib << 20)
+        self.qmp.call("device_add", driver="pc-dimm", id=f"dimm{number}", memdev=f"memory{number}")
