@@ -17,6 +17,8 @@ import _signal
 import os
 import time
 
+import _prctl
+
 from privsep import reread
 from privsep.log import printable
 from privsep.orders import APPLIED, RESTART_NEEDED
@@ -199,8 +201,6 @@ class Reload:
 
 def die_with(parent: int) -> None:
     """This process ends when its parent does; it shares descriptors whose ends of file others wait for."""
-    import _prctl
-
     _prctl.prctl(_prctl.PR_SET_PDEATHSIG, _signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
