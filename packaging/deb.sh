@@ -74,7 +74,7 @@ if ! dpkg-buildpackage -b -us -uc >"$work/log" 2>&1; then
     cat "$work/log" >&2
     exit 1
 fi
-lintian --allow-root --fail-on error --tag-display-limit 0 "$work"/*.deb >&2
+lintian --allow-root --fail-on error,warning --tag-display-limit 0 "$work"/*.deb >&2
 for package in "$work"/*.deb; do
     mv -f "$package" "$out/"
     printf '%s\n' "$out/${package##*/}"

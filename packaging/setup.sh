@@ -49,6 +49,8 @@ util-linux|command -v losetup && command -v setpriv|loop devices and checks as o
 mount|command -v mount|the freeze tests and the demo
 iproute2|command -v ip|the network tests
 strace|command -v strace|the system call tests
+man-db|command -v man|the man pages' tests
+mandoc|command -v mandoc|the man pages' tests
 systemd|command -v systemd-analyze && command -v systemd-sysusers|the checks of the service's unit
 qemu-guest-agent|test -x /usr/sbin/qemu-ga|comparing with the peer
 END

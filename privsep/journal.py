@@ -10,7 +10,7 @@ next.  Lines that are not whole are passed over.
     hook C freeze|thaw             before the hook is called: from now on `thaw` is due, or is not due any more
     hook C off|again               the freeze hook failed, so none is due; the hook worker died in `thaw`, so it is due again
     hold C MAJ:MIN MOUNT-ID PATH   before FIFREEZE: this superblock may be frozen from now on
-    rcu C VALUE, rcu-back C        rcu_expedited was VALUE and is about to be changed; it was put back
+    rcu C 0, rcu-back C            rcu_expedited was 0 and is about to be raised; it was put back
     commit C                       the host was told that the freeze holds
     lapse C SECONDS REASON         the freeze did not hold, and the host does not know yet
     thawed C                       none of the cycle's superblocks is frozen any more
@@ -75,7 +75,7 @@ class JournalState:
     committed  the host was told that it holds
     lapse      one that the host was not told of
     hook_due   the freeze hook ran and the thaw hook did not
-    rcu        the value that rcu_expedited is to be put back to; None: it is not changed
+    rcu        "0", what rcu_expedited is to be put back to; None: it is not changed
     """
 
     __slots__ = ("boot", "cycle", "seconds", "entries", "committed", "lapse", "hook_due", "rcu")
@@ -157,7 +157,8 @@ def _apply(state: JournalState, key: str, cycle: int, fields: list[str]) -> None
         if cycle == state.cycle:
             state.entries.append(entry)
     elif key == "rcu":
-        state.rcu = fields[0]
+        if fields[0] == "0":  # no other value is ever raised, so none is ever put back
+            state.rcu = "0"
     elif key == "rcu-back":
         state.rcu = None
     elif key == "commit":

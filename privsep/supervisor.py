@@ -18,6 +18,7 @@ fs, thawer and hook belong together: they live under the orders that their first
 from __future__ import annotations
 
 import _signal
+import errno
 import os
 import stat
 import time
@@ -57,6 +58,13 @@ if TYPE_CHECKING:
 
 _STOP_THAW: Final = 0.6  # seconds that a stop waits for the thaw, at each of two attempts
 _STOP_ALL: Final = 1.5  # seconds that a stop waits for the children
+_PASSING: Final = (
+    errno.EAGAIN,
+    errno.ENOMEM,
+    errno.ENFILE,
+    errno.EMFILE,
+)  # what keeps a program from being started for a while
+_HOPELESS: Final = 3  # fronts that ended before one was ready
 _REAPED: Final = 0.3  # seconds for a worker that is on its way out; then the front gets another socket to it
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
 _FREEZERS: Final = ("fs", "thawer", "hook")
@@ -132,6 +140,7 @@ class Supervisor:
         self._stopping = False
         self._done = False
         self._failed = False
+        self._served = False  # there was a front that was ready
         self._notifier = Notifier(os.environ)
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -139,10 +148,12 @@ class Supervisor:
 
     def start_front(self) -> None:
         """Before anything else: an interpreter takes its time, and that runs beside what we still have to do."""
-        self._start("front")
+        self._start_front()
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; the exit status.  Raises ChannelError when the channel cannot be opened."""
+        if self._done:
+            return 1  # there is no front
         self._take_signals()
         if self._front_log is not None:
             self._front_log.watch()
@@ -267,6 +278,8 @@ class Supervisor:
             )
         except OSError as e:
             self._log.error(f"{name} cannot be started: {self._libexec}/{name}: {e.strerror}")
+            if name == "front" and e.errno not in _PASSING:
+                self._give_up("the front's program cannot be executed: is the agent installed whole?")
             child.life.started()
             child.life.died(time.monotonic(), expected=False)
             ours.close()
@@ -348,6 +361,7 @@ class Supervisor:
         child.is_ready(time.monotonic())
         if child.row.name == "front":
             self._notifier.ready()
+            self._served = True
         else:
             child.tell(wiring.TAG_START)
             if self._stopping and child.row.name == "fs":
@@ -424,9 +438,9 @@ class Supervisor:
             return
         if name == "front" and how == "exit status 71":
             # EX_OSERR, privsep/child.py: its walls cannot be put up, and no other try would change that.
-            self._log.error("the agent cannot run without the front's walls and ends")
-            self._failed = True
-            self._stop()
+            self._give_up("the front's walls cannot be put up")
+        elif name == "front" and not self._served and child.life.failures >= _HOPELESS:
+            self._give_up("the front ends before it is ready, each time")
         elif name == "front":
             self._front_died()
         elif name == "fs":
@@ -441,12 +455,18 @@ class Supervisor:
                 self._connect(waiting)
         self._status()
 
+    def _start_front(self) -> bool:
+        """Now, or as soon as it may be."""
+        started = self._start("front")
+        if not started and not self._stopping:
+            self._loop.at("front", self.children["front"].wait() + 0.001, self._front_died)
+        return started
+
     def _front_died(self) -> None:
         """A device went with it; a listener is still open here."""
         for child in self.children.values():
             child.served = False
-        if not self._start("front"):
-            self._loop.at("front", self.children["front"].wait() + 0.001, self._front_died)
+        if not self._start_front():
             return
         if self._channel is None:
             self._reopen()
@@ -577,6 +597,12 @@ class Supervisor:
                 self._limit()
 
     # -- the end
+
+    def _give_up(self, why: str) -> None:
+        """Nothing that is done here would help: end, and say so by the exit status."""
+        self._log.error(f"{why}; the agent ends")
+        self._failed = True
+        self._stop()
 
     def _stop(self) -> None:
         """Thaw, let the front say its last words, end."""

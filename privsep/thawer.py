@@ -346,7 +346,7 @@ class Thawer:
         if self._phase == wire.PHASE_LAPSING:
             self._agree(False)
             return
-        if self._phase != wire.PHASE_IDLE or not cycle or not 0 < count <= wire.MOST or rcu not in (0, *b"0123456789"):
+        if self._phase != wire.PHASE_IDLE or not cycle or not 0 < count <= wire.MOST or rcu not in (0, *b"0"):
             raise ValueError("begin out of place")
         try:
             self._held.prepare(count)

@@ -179,7 +179,11 @@ def set_rcu(ctx: Context, own: Own, value: str) -> None:
 
 
 def _rcu_value(own: Own) -> str | None:
-    """The digit to put back after a freeze; None when rcu_expedited is out of reach or raised already."""
+    """The digit to put back after a freeze; None when rcu_expedited is out of reach or raised already.
+
+    It is the machine's, and other agents may be at it.  So only 0 is ever raised and only 0 is ever put back: whatever the
+    order, it is 0 when the last is done.  Who comes while another has it raised leaves it alone, and is slower if that
+    one is done first; an administrator who raised it for good keeps it."""
     if own.rcu < 0:
         return None
     try:

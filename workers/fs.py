@@ -44,8 +44,10 @@ From the first FIFREEZE to the last FITHAW nothing is imported, opened for writi
 there already, and memory is locked: the disk that a page would have to come from may be the frozen one.
 
 A regret: a process that gets SIGKILL while it is in FITHAW on a btrfs can cost that file system: the kernel reads the super block
-again there, takes the interruption for a damage and makes it read-only until it is mounted anew (seen on 6.18).  So nobody here
-is killed for being slow to thaw before others have had their time.
+again there, takes the interruption for a damage and makes it read-only until it is mounted anew (seen on 6.18).  The supervisor
+sends SIGKILL to a process that may be in FITHAW only where nothing else is left to try: to the thawer one second after the
+deadline has passed and 1.2 s after a stop began, to fs that thaws in place of a dead thawer after `PATIENCE_FS`.  What others
+kill (the kernel for want of memory, a service manager, an administrator) is theirs, and can cost the file system as well.
 
 Another: a freeze that is in flight in the kernel cannot be called off.  What it waits for is thawed by the thawer at the
 deadline, and until then the host waits for its answer.

@@ -102,7 +102,6 @@ _RUN: Final = (
     Call("brk munmap mremap", "memory of the interpreter and malloc"),
     Call("mmap mprotect", "memory, never executable", Test(2, 0, _PROT_EXEC)),
     Call("madvise", "malloc and ended threads give pages back"),
-    Call("rt_sigreturn", "the way back from a signal handler"),
     Call("restart_syscall", "a wait goes on after the process was stopped"),
     Call("exit_group", "the end"),
     Call("clock_gettime gettimeofday time", "where the clock source is one that the vDSO cannot read"),
@@ -139,10 +138,10 @@ _READ_PATHS: Final = (
     Call("open", "opens for reading, as far as Landlock lets it", Test(1, 0, _O_ACCMODE | _O_CREAT | _O_TRUNC)),
     Call("openat", "opens for reading, as far as Landlock lets it", Test(2, 0, _O_ACCMODE | _O_CREAT | _O_TRUNC)),
     Call("stat lstat statx newfstatat fstat readlink readlinkat access faccessat faccessat2", "looks at paths"),
-    Call("getdents64", "lists folders"),
     Call("lseek", "reads a file from its start again"),
-    Call("ioctl", "the interpreter asks whether a file is a terminal", Test(1, _TCGETS), answer=ENOTTY),
 )
+
+_LIST: Final = (Call("getdents64", "lists folders"),)
 
 _LIST_OPEN: Final = (
     Call("fcntl", "a listing of an open folder duplicates its descriptor", Test(1, _F_DUPFD_CLOEXEC)),
@@ -267,14 +266,13 @@ FILTERS: Final = {
     "fs": Filter(
         _RUN,
         _TALK,
-        _NON_BLOCKING,
         _READ_PATHS,
+        _LIST,
         _THREADS,
         (
             Call("sendmsg", "descriptors of what is about to be frozen go to the thawer"),
             Call("ftruncate", "the journal begins anew with each freeze"),
             Call("syncfs", "before the freeze"),
-            Call("eventfd2 eventfd", "what the threads of a freeze say that they are done by"),
             Call("ioctl", "freezes", Test(1, _FIFREEZE)),
             Call("ioctl", "thaws when the thawer is dead", Test(1, _FITHAW)),
             Call("pwrite64", "raises rcu_expedited for a freeze, through a descriptor from before its walls"),
@@ -302,11 +300,18 @@ FILTERS: Final = {
         _RUN,
         _TALK,
         _READ_PATHS,
+        _LIST,
         _LIST_OPEN,
         _THREADS,
         (
             Call("statfs", "how full a file system is"),
             Call("uname", "the kernel's name"),
+            Call(
+                "ioctl",
+                "where a traceback reads the library's source: is it a terminal?",
+                Test(1, _TCGETS),
+                answer=ENOTTY,
+            ),
         ),
     ),
     "power": _PROGRAMS,
@@ -361,26 +366,26 @@ FILTERS: Final = {
             Call("fcntl", "the same", Test(1, _F_GETFD)),
             Call("fcntl", "the same", Test(1, _F_SETFD)),
             Call("fcntl", "the same", Test(1, _F_DUPFD_CLOEXEC)),
-            Call("clone3", "its flags are out of a filter's sight", answer=ENOSYS),
         ),
         otherwise=EPERM,
     ),
     "file": Filter(
         _RUN,
         _TALK,
-        _NON_BLOCKING,
-        _FSTAT,
         (
             Call("open openat", "any path that policy admits; what may be opened is Landlock's and the capabilities'"),
-            Call("lstat newfstatat", "whether the file that it made is still the one of that name"),
+            Call("fstat", "what a descriptor is"),
+            Call(
+                "lstat newfstatat",
+                "the same, as glibc asks it; whether the file that it made is still the one of that name",
+            ),
             Call("unlink unlinkat", "a file that it made and could not give its mode"),
             Call("fchmod", "the mode of a file that it made"),
             Call("lseek", "guest-file-seek"),
             Call("renameat renameat2 rename", "the counter of handles is replaced at once"),
             Call("writev", "a write of several pieces"),
-            Call("memfd_create ftruncate sendfile", "bulk data goes to the front in sealed memory"),
+            Call("memfd_create sendfile", "bulk data goes to the front in sealed memory"),
             Call("fcntl", "bulk data goes to the front in sealed memory", Test(1, _F_ADD_SEALS)),
-            Call("fcntl", "bulk data goes to the front in sealed memory", Test(1, _F_GET_SEALS)),
             Call("sendmsg", "bulk data goes to the front in sealed memory"),
         ),
     ),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from privsep.crew import FIFREEZE
+from tests.support import rcu
 from tests.support.deadman import thaw
 from tests.support.freezekit import Failed, Kit
 from tests.support.loopfs import LoopFs, frozen, takes_writes
@@ -34,10 +35,6 @@ def ioctl(point: str, request: int) -> int:
     return 0
 
 
-def rcu() -> str:
-    return Path("/sys/kernel/rcu_expedited").read_text().strip()
-
-
 def write_hook(path: str, body: str = "") -> str:
     """A hook that notes its argument beside itself."""
     Path(path).write_text(f'#!/bin/sh\necho "$# $*" >> {path}.log\n{body}\n')
@@ -54,12 +51,11 @@ def calls(hook: str) -> list[str]:
 def test_freezes_and_thaws_ext4_xfs_and_btrfs() -> None:
     with LoopFs("ext4", "xfs", "btrfs") as fs, Kit() as kit:
         assert kit.status() == "thawed"
-        before = rcu()
         assert kit.freeze(fs.points) == 3
         assert kit.status() == "frozen"
         assert kit.board.frozen
         assert all(frozen(p) for p in fs.points)
-        assert rcu() == before
+        assert rcu.comes_back()
         assert kit.journal().committed
         with pytest.raises(Failed, match="has been disabled"):
             kit.freeze(fs.points)

@@ -20,6 +20,7 @@ import pytest
 from privsep import thawwire as wire
 from privsep.crew import FIFREEZE
 from privsep.recover import recover
+from tests.support import rcu
 from tests.support.freezekit import Died, Failed, Kit
 from tests.support.loopfs import LoopFs, frozen, takes_writes
 from tests.support.namespace import PROJECT, isolated
@@ -359,8 +360,6 @@ def test_a_stop_of_the_agent_thaws_and_pairs_the_hook() -> None:
 
 @isolated
 def test_fs_killed_at_any_instant_of_a_freeze_leaves_nothing_frozen() -> None:
-    rcu = Path("/sys/kernel/rcu_expedited")
-    before = rcu.read_text()
     chance = random.Random(7)
     with LoopFs("ext4", "xfs", "ext4") as fs, Kit() as kit:
         kit.freeze(fs.points)
@@ -373,7 +372,7 @@ def test_fs_killed_at_any_instant_of_a_freeze_leaves_nothing_frozen() -> None:
             assert all(takes_writes(p, 2) for p in fs.points)
             assert kit.fs.ended(5)
             kit.wait_journal(lambda state: not state.entries or not state.lapse)
-            assert rcu.read_text() == before
+            assert rcu.comes_back()
             kit.start_fs()
             assert kit.status() == "thawed"
             kit.wait_journal(lambda state: not state.pending)
@@ -491,20 +490,45 @@ def test_a_flood_of_questions_does_not_hold_the_deadline_up() -> None:
 
 @isolated
 def test_rcu_expedited_is_put_back_when_fs_dies_in_the_middle() -> None:
-    path = Path("/sys/kernel/rcu_expedited")
-    before = path.read_text()
-    try:
-        with LoopFs("ext4") as fs, Kit(fs=False) as kit:
-            fd = os.open(fs.points[0], os.O_RDONLY)
-            link = kit.link()
-            assert link.begin(1, 30, "0", [fd])
-            path.write_text("1")
-            link.socket.close()
-            kit.wait_journal(lambda state: "thawer T" in kit.seen)
-            assert path.read_text().strip() == "0"
-            os.close(fd)
-    finally:
-        path.write_text(before)
+    with LoopFs("ext4") as fs, Kit(fs=False) as kit:
+        fd = os.open(fs.points[0], os.O_RDONLY)
+        link = kit.link()
+        assert link.begin(1, 30, "0", [fd])
+        rcu.PATH.write_text("1")
+        link.socket.close()
+        kit.wait_journal(lambda state: "thawer T" in kit.seen)
+        assert rcu.comes_back()
+        os.close(fd)
+
+
+@isolated
+def test_agents_beside_each_other_leave_rcu_expedited_at_0() -> None:
+    """Each freezes and thaws as fast as it can; one is killed in the middle now and then."""
+    with LoopFs("ext4") as one, LoopFs("ext4") as other, Kit() as first, Kit() as second:
+
+        def work(kit: Kit, fs: LoopFs) -> None:
+            for _ in range(15):
+                assert kit.freeze(fs.points) == 1
+                assert kit.thaw() == 1
+
+        thread = threading.Thread(target=work, args=(first, one))
+        thread.start()
+        chance = random.Random(3)
+        for _ in range(8):
+            assert second.fs
+            second.send(second.verb("guest-fsfreeze-freeze-list"), {"mountpoints": other.points})
+            time.sleep(chance.random() * 0.006)
+            second.fs.kill()
+            assert second.fs.ended(5)
+            second.wait_journal(lambda state: state.rcu is None)
+            second.start_fs()
+            second.wait_journal(lambda state: not state.pending)
+        thread.join(60)
+        assert not thread.is_alive()
+        assert first.journal().rcu is None
+        assert rcu.comes_back()
+        if second.journal().lapse is not None:
+            told(second)
 
 
 @isolated

@@ -40,6 +40,7 @@ def test_a_cycle_from_begin_to_end() -> None:
     state = fold(journal(*records))
     assert (state.cycle, state.seconds, state.entries, state.committed) == (5, 300, [entry], False)
     assert (state.hook_due, state.rcu, state.pending, state.clear) == (True, "0", True, False)
+    assert fold("\n".join(f"\n{r} .\n" for r in ["begin 5 300", "rcu 5 1", "rcu 5 x"]).encode()).rcu is None
     records += ["rcu-back 5", "commit 5"]
     assert fold(journal(*records)).committed
     records += ["thawed 5"]
