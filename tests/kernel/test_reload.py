@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -19,7 +20,7 @@ from privsep import kernelview
 from privsep.crew import FIFREEZE
 from privsep.domains import CAPABILITIES
 from privsep.rundir import runtime_dir
-from tests.support.agent import Agent, AgentError, state, wait_for
+from tests.support.agent import LIMIT, Agent, AgentError, state, wait_for
 from tests.support.deadman import DeadMan, thaw
 from tests.support.loopfs import LoopFs, frozen, takes_writes
 from tests.support.namespace import isolated
@@ -36,10 +37,20 @@ def write(path: Path, *commands: str, more: str = "") -> None:
 
 
 class Reloading(Agent):
-    """An agent with a policy file of its own; its supervisor's pid is that of the program even inside a service manager's."""
+    """An agent with a policy file of its own."""
 
     def __init__(self, path: Path, *args: str, **more: Any) -> None:
         super().__init__("--policy", str(path), *args, **more)
+
+    def start(self, limit: float = LIMIT) -> None:
+        super().start(limit)
+
+        def told() -> kernelview.Report | None:
+            with contextlib.suppress(kernelview.NoAgent):
+                return self.report()
+            return None
+
+        wait_for(told, what="the first status")
 
     def report(self) -> kernelview.Report:
         return kernelview.find(runtime_dir(self.directory, os.geteuid(), {}))[1]
