@@ -20,7 +20,7 @@ from policy.builtin import PROFILES
 from policy.errors import PolicyError, nearest
 from policy.load import choose
 from policy.model import Policy
-from privsep import caller, kernelview
+from privsep import caller, ctlaudit, ctlmetrics, kernelview
 from privsep.rundir import runtime_dir
 from privsep.version import VERSION
 from protocol.commands import BY_NAME, COMMANDS, PEER_LEVEL
@@ -52,7 +52,11 @@ def parser() -> argparse.ArgumentParser:
     check = add("selfcheck", run_selfcheck, "compare the agent's processes with the privilege table")
     for made in (status, check):
         made.add_argument("--json", action="store_true", help="for programs")
-    for made in (call, status, check):
+    audit = add("audit", run_audit, "show the audit trail: what was done for the host, and what was refused")
+    ctlaudit.options(audit)
+    metrics = add("metrics", run_metrics, "print what the agent has counted, as a Prometheus text file")
+    metrics.add_argument("--output", metavar="FILE", help="write it there, atomically, instead")
+    for made in (call, status, check, audit, metrics):
         made.add_argument("--rundir", metavar="DIR", help="the agent's runtime directory (default: the usual one)")
 
     add("profiles", run_profiles, "list the built-in policy profiles")
@@ -77,7 +81,7 @@ def main(words: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except (Failure, PolicyError, kernelview.NoAgent, caller.CallError) as e:
+    except (Failure, PolicyError, kernelview.NoAgent, caller.CallError, ctlaudit.AuditError) as e:
         print(f"privsep-gactl: {e}", file=sys.stderr)
         return 1
     except BrokenPipeError:
@@ -247,6 +251,38 @@ def run_selfcheck(options: argparse.Namespace) -> int:
         if not found:
             print(f"{len(seen)} processes are as the table says: {' '.join(p.name for p in seen)}")
     return 1 if found else 0
+
+
+def run_audit(options: argparse.Namespace) -> int:
+    sink = ""
+    if not options.file and not options.journal:
+        try:
+            sink = _report(options)[1].audit
+        except kernelview.NoAgent as e:
+            raise Failure(f"{e}; --journal and --file PATH read what it has left") from None
+    for record in ctlaudit.records(options, sink):
+        print(json.dumps(record, ensure_ascii=False) if options.json else ctlaudit.line(record))
+    return 0
+
+
+def run_metrics(options: argparse.Namespace) -> int:
+    status = 0
+    try:
+        _, report = _report(options)
+        found = ctlmetrics.samples(report, ctlmetrics.read_pages(report.processes["supervisor"]))
+    except (kernelview.NoAgent, FileNotFoundError):
+        found, status = {"up": [({}, 0)]}, 1
+    except PermissionError:
+        raise Failure("only the agent's own user may read its counters: use root") from None
+    text = ctlmetrics.render(found)
+    if options.output is None:
+        sys.stdout.write(text)
+        return status
+    try:
+        ctlmetrics.write(options.output, text)
+    except OSError as e:
+        raise Failure(f"{options.output}: {e.strerror}") from None
+    return status
 
 
 # -- policies and tables

@@ -18,6 +18,8 @@ import stat
 from policy.seal import draft
 from privsep import spawn, wiring
 from privsep.board import Board
+from privsep.counters import Page
+from privsep.ledger import outlet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,11 +28,14 @@ if TYPE_CHECKING:
 
 
 class Early:
-    """A front that waits for its slice: its process, our end of its control socket, the memfd and the board it has."""
+    """A front that waits for its slice: its process, our ends of its control and audit sockets, the memfd, the board and the
+    counters it has."""
 
-    __slots__ = ("pid", "control", "policy", "board")
+    __slots__ = ("pid", "control", "policy", "board", "audit", "counters")
 
-    def __init__(self, pid: int, control: Socket, policy: int, board: Board) -> None:
+    def __init__(self, pid: int, control: Socket, policy: int, board: Board, audit: Socket, counters: Page) -> None:
+        self.audit = audit
+        self.counters = counters
         self.pid = pid
         self.control = control
         self.policy = policy
@@ -54,6 +59,9 @@ def start_front(config: Config, libexec: str) -> Early | None:
         policy = spawn.above(draft("privsep-ga-front"))
         ours, theirs = wiring.pair()
         control = spawn.above(theirs.detach())
+        audit, their_audit = outlet()
+        counters = Page.create("front")
+        counters.fd = spawn.above(counters.fd)
         log = spawn.above(os.dup(2))
     except OSError:
         return None
@@ -64,6 +72,8 @@ def start_front(config: Config, libexec: str) -> Early | None:
             policy=policy,
             board=board.fd,
             log=log,
+            audit=their_audit,
+            counters=counters.fd,
             environ=spawn.environment(dict(os.environ), programs=False),
         )
     except OSError:
@@ -71,4 +81,5 @@ def start_front(config: Config, libexec: str) -> Early | None:
     finally:
         os.close(control)
         os.close(log)
-    return Early(pid, ours, policy, board)
+        os.close(their_audit)
+    return Early(pid, ours, policy, board, audit, counters)

@@ -46,6 +46,10 @@ class Report:
     reloaded: int = 0  # the number of the last one that ended
     result: str = ""  # how (privsep/reload.py)
     says: list[str] = field(default_factory=list)
+    audit: str = ""  # the sink of audit records
+    rules: dict[str, tuple[str, str]] = field(default_factory=dict)  # refused command -> (rule, origin)
+    # (command, refusals, rule, origin) of policies that were in force before
+    refused: list[tuple[str, int, str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -89,6 +93,12 @@ def parse_report(text: str) -> Report:
                 report.reloaded, report.result = int(count), result
             case ["reload-says", *words]:
                 report.says.append(" ".join(words))
+            case ["audit", *words]:
+                report.audit = " ".join(words)
+            case ["rule", command, rule, *words]:
+                report.rules[command] = rule, " ".join(words)
+            case ["refused", command, count, rule, *words] if count.isdigit():
+                report.refused.append((command, int(count), rule, " ".join(words)))
             case ["frozen", flag]:
                 report.frozen = flag == "1"
             case ["deadline", seconds]:

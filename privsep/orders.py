@@ -1,16 +1,15 @@
 """What the supervisor needs of one policy: which rows may have a process, what each is told, and the limits of a freeze.
 
-The supervisor does not know a policy, only these orders.  Those of the start are cut out of the policy as they are needed; those
-of a reload come as text from a process of their own (`privsep/reread.py`).
+The policy of a reload comes from a process of its own (`privsep/reread.py`).
 """
 
 from __future__ import annotations
 
-from policy.seal import escape, fill, seal, slice_for
+from policy.seal import fill, seal, slice_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Final
 
     from policy.model import Policy
@@ -25,34 +24,32 @@ RESTART_NEEDED: Final = "restart-needed"
 
 
 class Orders:
-    """`cut` gives the slice of a row, but for what only the supervisor knows (whom to become)."""
+    """`settings` is what the configuration and the policy have for the processes (`policy/seal.py` says who is told what)."""
 
-    __slots__ = ("name", "rows", "auto_thaw", "hook_limit", "notes", "_cut")
+    __slots__ = ("policy", "rows", "_settings")
 
-    def __init__(
-        self,
-        name: str,
-        rows: frozenset[str],
-        *,
-        auto_thaw: float,
-        hook_limit: float,
-        notes: tuple[str, ...],
-        cut: Callable[[str], bytes],
-    ) -> None:
-        self.name = name
+    def __init__(self, policy: Policy, rows: frozenset[str], settings: Mapping[str, str]) -> None:
+        self.policy = policy
         self.rows = rows
-        self.auto_thaw = auto_thaw
-        self.hook_limit = hook_limit
-        self.notes = notes
-        self._cut = cut
+        self._settings = settings
+
+    @property
+    def auto_thaw(self) -> float:
+        """Seconds; 0: never."""
+        return float(self.policy.auto_thaw)
+
+    @property
+    def hook_limit(self) -> float:
+        return float(self.policy.hook_limit)
 
     def slice(self, row: str) -> bytes:
-        """What the row's process is told; nothing for a row that has none."""
-        return self._cut(row) if row in self.rows else b""
+        """What the row's process is told, but for what only the supervisor knows (whom to become); nothing for a row that has no
+        process."""
+        return slice_for(row, self.policy, self._settings) if row in self.rows else b""
 
     def sealed(self, row: str, more: Mapping[str, str], into: int | None = None) -> int:
         """A sealed memfd with the slice and these settings; `into`: an empty one that there is already."""
-        data = self._cut(row) + "".join(f"set {n} {escape(v)}\n" for n, v in more.items()).encode()
+        data = slice_for(row, self.policy, {**self._settings, **more})
         if into is None:
             return seal(data, f"privsep-ga-{row}")
         fill(into, data)
@@ -87,17 +84,9 @@ def _meaning(data: bytes) -> tuple[set[bytes], list[bytes]]:
 
 def orders_of(config: Config, policy: Policy) -> Orders:
     """The orders that follow from a policy under this configuration."""
-    settings = config.settings(policy)
     rows = {"front", *policy.domains()}
     if "fs" in rows:
         rows.add("thawer")
         if config.hook:
             rows.add("hook")
-    return Orders(
-        policy.name,
-        frozenset(rows),
-        auto_thaw=float(policy.auto_thaw),
-        hook_limit=float(policy.hook_limit),
-        notes=policy.notes,
-        cut=lambda row: slice_for(row, policy, settings),
-    )
+    return Orders(policy, frozenset(rows), config.settings(policy))

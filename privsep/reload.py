@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
+    from policy.model import Policy
     from privsep.log import Log
     from privsep.loop import Loop
-    from privsep.orders import Orders
 
 _LIMIT: Final = 10.0  # seconds that the reading may take
 _CONFIRMED: Final = 1.0  # seconds that the front has to say that it goes by the new policy
@@ -45,7 +45,7 @@ REFUSED: Final = "refused"
 class Reload:
     """`reader` does a child's work, given the descriptor for its result; `held` says that nothing may be read or applied now,
     `starting` that processes are on their way, which reloads in a row must give the time to arrive and to answer something;
-    `adopt` puts orders in force: (APPLIED or RESTART_NEEDED, lines for the administrator); `confirm` is called when the front
+    `adopt` puts a policy in force: (APPLIED or RESTART_NEEDED, lines for the administrator); `confirm` is called when the front
     goes by them."""
 
     __slots__ = (
@@ -61,7 +61,7 @@ class Reload:
         reader: Callable[[int], int],
         held: Callable[[], bool],
         starting: Callable[[], bool],
-        adopt: Callable[[Orders], tuple[str, list[str]]],
+        adopt: Callable[[Policy], tuple[str, list[str]]],
         changed: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -168,14 +168,14 @@ class Reload:
         if self._stopped:
             return
         try:
-            orders = reread.result(memory)
+            policy = reread.result(memory)
         except reread.Bad as e:
             self._end(REFUSED, e.lines)
         else:
             if self._held():  # a freeze was quicker
                 self._defer()
                 return
-            result, lines = self._adopt(orders)
+            result, lines = self._adopt(policy)
             if result == APPLIED:
                 self._unconfirmed = lines
                 # A front that is on its way, or dies on it, begins with the new policy.

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 
 from privsep import channel, rundir, statefile
+from privsep.auditsink import SinkError
 from privsep.domains import BY_NAME
+from privsep.ledger import Ledger
 from privsep.log import Log
 from privsep.orders import orders_of
 from privsep.runfiles import RunFiles
@@ -158,22 +160,28 @@ def _supervise(
             log.warning(f"cannot {'make' if frozen else 'remove'} the frozen marker in {statedir}: {e.strerror}")
 
     _granted(orders.rows)
+    try:
+        ledger = Ledger(to=orders.policy.more.get("audit-to", ""), log=log, policy=orders.policy)
+    except SinkError as e:
+        raise StartError(str(e)) from None
     supervisor = Supervisor(
         log=log,
         libexec=libexec,
         orders=orders,
+        orders_of=lambda policy: orders_of(config, policy),
         read_again=read_again,
         reopen_log=reopen_log,
         open_channel=lambda: inherited or channel.open_channel(method, path),
         retry=config.retry,
         runfiles=runfiles,
         marker=marker,
+        ledger=ledger,
         early=early,
     )
     log.hold = lambda: supervisor.board.frozen
     supervisor.walled = _wall(log, libexec, orders.rows)
     supervisor.start_front()
-    for note in orders.notes:
+    for note in orders.policy.notes:
         log.warning(note)
     try:
         if not statefile.is_marked(statedir):

@@ -39,6 +39,7 @@ from privsep.domains import (
 )
 from privsep.frontlog import FrontLog
 from privsep.holder import Holder
+from privsep.ledger import outlet
 from privsep.loop import Loop
 from privsep.notify import Notifier
 from privsep.orders import APPLIED, RESTART_NEEDED, narrower
@@ -49,7 +50,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
+    from policy.model import Policy
     from privsep.early import Early
+    from privsep.ledger import Ledger
     from privsep.log import Log
     from privsep.orders import Orders
     from privsep.reload import Reload
@@ -71,8 +74,11 @@ _FREEZERS: Final = ("fs", "thawer", "hook")
 
 
 class Supervisor:
-    """`read_again` does the work of a reload's child (`privsep/reload.py`), given the descriptor for its result; `reopen_log` makes
-    another file descriptor 2 when the log file was renamed, and says whether it did."""
+    """
+    orders_of   makes the orders of another policy
+    read_again  does the work of a reload's child (`privsep/reload.py`), given the descriptor for its result
+    reopen_log  makes another file descriptor 2 when the log file was renamed, and says whether it did
+    """
 
     def __init__(
         self,
@@ -80,18 +86,22 @@ class Supervisor:
         log: Log,
         libexec: str,
         orders: Orders,
+        orders_of: Callable[[Policy], Orders],
         read_again: Callable[[int], int],
         reopen_log: Callable[[], bool],
         open_channel: Callable[[], channel.Channel],
         retry: bool,
         runfiles: RunFiles,
         marker: Callable[[bool], None],
+        ledger: Ledger,
         early: Early | None = None,
     ) -> None:
         self._log = log
+        self._ledger = ledger
         self._libexec = libexec
         self._orders = orders
         self._freezing_orders = orders  # those of fs, thawer and hook
+        self._orders_of = orders_of
         self._read_again = read_again
         self._reopen_log = reopen_log
         self._open_channel = open_channel
@@ -109,6 +119,7 @@ class Supervisor:
         self._early = early
         if early is not None:
             self.board = early.board
+            ledger.keep("front", early.counters)
         else:
             self.board = Board.create()
             self.board.fd = spawn.above(self.board.fd)
@@ -128,6 +139,7 @@ class Supervisor:
             auto_thaw=orders.auto_thaw,
             marker=marker,
             privileged=self._privileged,
+            ledger=ledger,
             start=self._start,
             changed=self._changed,
             ended=self._freeze_ended,
@@ -157,6 +169,7 @@ class Supervisor:
         self._take_signals()
         if self._front_log is not None:
             self._front_log.watch()
+        self._ledger.listen(self._loop)
         self._open()
         if self._privileged:
             self._limit()
@@ -173,6 +186,7 @@ class Supervisor:
             self._loop.turn()
         if self._front_log is not None:
             self._front_log.copy()
+        self._ledger.drain()
         self._runfiles.remove_status()
         return 1 if self._failed else 0
 
@@ -263,8 +277,10 @@ class Supervisor:
             except OSError:
                 pass  # its death is on its way
             self._watch(child, early.pid, early.control)
+            self._ledger.watch(name, early.pid, early.audit)
             return True
         ours, theirs = wiring.pair()
+        audit, their_audit = outlet()
         policy = spawn.above(orders.sealed(name, settings))
         control = spawn.above(theirs.detach())
         try:
@@ -274,6 +290,8 @@ class Supervisor:
                 policy=policy,
                 board=self.board.fd,
                 log=self._front_log.writer if name == "front" and self._front_log is not None else self._log_fd,
+                audit=their_audit,
+                counters=self._ledger.counters(name).fd,
                 environ=spawn.environment(dict(os.environ), programs=child.row.programs),
             )
         except OSError as e:
@@ -283,11 +301,14 @@ class Supervisor:
             child.life.started()
             child.life.died(time.monotonic(), expected=False)
             ours.close()
+            audit.close()
             return False
         finally:
             os.close(policy)
             os.close(control)
+            os.close(their_audit)
         self._watch(child, pid, ours)
+        self._ledger.watch(name, pid, audit)
         if name == "fs":
             self._equip_fs()
         return True
@@ -529,21 +550,26 @@ class Supervisor:
                 if child.row.channel == "front":
                     child.retire(firm=False)
 
-    def _adopt(self, orders: Orders) -> tuple[str, list[str]]:
-        """Put these orders in force, if they ask for nothing that is gone for good; the result and what there is to say.
+    def _adopt(self, policy: Policy) -> tuple[str, list[str]]:
+        """Put this policy in force, if it asks for nothing that is gone for good; the result and what there is to say.
 
         APPLIED is to be confirmed by the front, which may be reading what its host has sent just now."""
+        orders = self._orders_of(policy)
+        notes = list(policy.notes)
         gone = [self._gone(row) for row in DOMAINS if row.name in orders.rows]
         if any(gone):
             return RESTART_NEEDED, [line for line in gone if line]
+        if policy.more.get("audit-to") != self._orders.policy.more.get("audit-to"):
+            notes.append("[audit] to has changed: that takes effect when the agent is restarted")
         self._orders = orders
+        self._ledger.adopt(policy)
         self._settled = False
         self._settle()
         front = self.children["front"]
         if front.alive:
             front.give(wiring.TAG_POLICY, spawn.above(orders.sealed("front", {})))
         self._warn()
-        return APPLIED, list(orders.notes)
+        return APPLIED, notes
 
     def _gone(self, row: Domain) -> str:
         """Why the row cannot have a process before a restart; empty when it can."""
@@ -661,7 +687,7 @@ class Supervisor:
 
     def _status(self) -> None:
         lines = [
-            f"policy {self._orders.name}",
+            f"policy {self._orders.policy.name}",
             f"frozen {int(self._holder.armed)}",
             f"process supervisor {os.getpid()}",
             f"started {self._born}",
@@ -673,6 +699,7 @@ class Supervisor:
                 lines.append(f"landlock {child.row.name} {level}")
             if child.life.restarts:
                 lines.append(f"restarts {child.row.name} {child.life.restarts}")
+        lines += self._ledger.status()
         deadline = self._holder.deadline
         if deadline is not None:
             lines.append(f"deadline {deadline:.3f}")
