@@ -121,6 +121,7 @@ class Worker:
         self._front_fd = -1
         self._assembler = frame.Assembler()
         self._greeted = False
+        self._last = 0  # the id of the latest request on this socket: the next one's is larger
         self._unconfirmed: dict[int, Command] = {}
         self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
         self._view = memoryview(self._buffer)
@@ -206,6 +207,7 @@ class Worker:
             self._front_fd = fd
             self._assembler = frame.Assembler()
             self._greeted = False
+            self._last = 0
             self._unconfirmed.clear()
         else:
             name = _TAG_NAMES[data[:1]]
@@ -231,6 +233,9 @@ class Worker:
         number, verb, arguments = value[:3]
         if type(number) is not int or type(verb) is not int or type(arguments) is not dict:
             raise ProtocolViolation("not a request")
+        if number <= self._last:  # an answer, or a line of the audit trail, could be taken for another's
+            raise ProtocolViolation("an id that is not new")
+        self._last = number
         if not self._greeted:
             if verb != frame.HELLO:
                 raise ProtocolViolation("no hello")
