@@ -149,6 +149,7 @@ class Worker:
         self._greeted = False
         self._last = 0  # the id of the latest request on this socket: the next one's is larger
         self._unconfirmed: dict[int, Command] = {}
+        self._retired = False  # another policy is in force: end as soon as nothing is held
         self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
         self._view = memoryview(self._buffer)
 
@@ -184,6 +185,7 @@ class Worker:
             events = poll.poll(_UNWANTED_MS if unwanted else None)
             if unwanted and not events:
                 return
+            # The supervisor comes first (it was registered first): a worker that is to make room begins nothing any more.
             for fd, _ in events:
                 if fd == front:
                     if fd == self._front_fd and not self._from_front():
@@ -193,11 +195,16 @@ class Worker:
                 elif fd == control:
                     if not self._from_supervisor(*wiring.receive_fd(context.control)):
                         return
+                    if self._retired and not self._holds():
+                        return
+                    break  # whatever else it says comes before the front
                 elif fd in watched:
                     watched[fd](context)
             while context.deferred:
                 if not self._from_supervisor(*context.deferred.pop(0)):
                     return
+            if self._retired and not self._holds():
+                return
             context.log.flush()
             if context.leave and not self._holds():
                 return
@@ -227,6 +234,13 @@ class Worker:
         if not data:
             self._optional("orphaned")
             return False
+        if data[:1] == wiring.TAG_RETIRE:
+            self._retired = True
+            if data[1:] == b"\1" and self._holds():
+                context.log.warning("the policy allows less than before: what was open or running is given up")
+                self._optional("stopping")
+                return False
+            return True
         if fd is None:
             return True
         if data[:1] == wiring.TAG_CHANNEL:
