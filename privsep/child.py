@@ -72,6 +72,9 @@ def _live(name: str, filters: str, root: str) -> int:
     _boards.append(board)
     if name == "front":
         from privsep import front as front_module  # while the supervisor finds out what the slice will say
+        from protocol import plain
+
+        plain.stand_alone()
 
         if not is_sealed(wiring.SLICE_FD) and control.recv(1) != wiring.GO:
             return EXIT_BROKEN

@@ -29,17 +29,20 @@ if TYPE_CHECKING:
 
 class Early:
     """A front that waits for its slice: its process, our ends of its control and audit sockets, the memfd, the board and the
-    counters it has."""
+    counters it has, and our own status when it was started (what it inherited: we have no filter yet)."""
 
-    __slots__ = ("pid", "control", "policy", "board", "audit", "counters")
+    __slots__ = ("pid", "control", "policy", "board", "audit", "counters", "status")
 
-    def __init__(self, pid: int, control: Socket, policy: int, board: Board, audit: Socket, counters: Page) -> None:
+    def __init__(
+        self, pid: int, control: Socket, policy: int, board: Board, audit: Socket, counters: Page, status: bytes
+    ) -> None:
         self.audit = audit
         self.counters = counters
         self.pid = pid
         self.control = control
         self.policy = policy
         self.board = board
+        self.status = status
 
     def abandon(self) -> None:
         """There will be no agent after all."""
@@ -82,4 +85,5 @@ def start_front(config: Config, libexec: str) -> Early | None:
         os.close(control)
         os.close(log)
         os.close(their_audit)
-    return Early(pid, ours, policy, board, audit, counters)
+    with open("/proc/self/status", "rb", buffering=0) as f:  # while the child's interpreter starts
+        return Early(pid, ours, policy, board, audit, counters, f.read(16384))

@@ -244,7 +244,7 @@ class Supervisor:
                 early.control.send(wiring.GO)
             except OSError:
                 pass  # its death is on its way
-            self._watch(child, early.pid, early.control)
+            self._watch(child, early.pid, early.control, early.status)
             self._ledger.watch(name, early.pid, early.audit)
             return True
         ours, theirs = wiring.pair()
@@ -281,8 +281,8 @@ class Supervisor:
             self._equip_fs()
         return True
 
-    def _watch(self, child: Child, pid: int, control: Socket) -> None:
-        child.born(pid, control)
+    def _watch(self, child: Child, pid: int, control: Socket, ours: bytes = b"") -> None:
+        child.born(pid, control, ours)
         self._loop.watch(control.fileno(), lambda: self._byte(child))
         self._loop.watch(child.pidfd, lambda: self._died(child))
 
