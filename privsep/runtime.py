@@ -27,8 +27,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-    from typing import Any, Final
+    from typing import Any, Final, NoReturn
 
+    from policy.decide import Decision, Ruling
+    from policy.rules import Rule, Scope
     from privsep.board import Board
     from privsep.counters import Page
     from privsep.log import Log
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 4096  # bytes that are quicker copied than viewed
 _UNWANTED_MS: Final = 10_000
+_ARGUMENTS: Final = ("arg", "env")  # of guest-exec: what a rule's `mask` hides
 
 
 class State:
@@ -55,6 +58,11 @@ class Context:
     fds       descriptors that came through control, by name: journal, thawer, hook, fs
     control   the socket to the supervisor (fs and thawer)
     board     its `frozen` is the agent's frozen flag
+    scope     what the policy says about requests; None where it says no more than which commands there are
+    ruling    the decisions by its rules; None where it has none
+    grant     the rule that admitted the request that is being executed, whose limits its handler keeps
+    leave     set by a handler: the process is to end as soon as it holds no state, so that the next is started afresh
+    granted   (descriptor, letters) that take the place of the row's paths; set by a worker's `prepare`
     deferred  messages (bytes, descriptor) that a handler took from control while it waited for another; the loop's
     audit     the audit trail
     counts    this process's counters, places by protocol/tally.py
@@ -81,7 +89,19 @@ class Context:
         self.fds: dict[str, int] = {}
         self.control = control
         self.board = board
+        self.scope: Scope | None = None
+        self.ruling: Ruling | None = None
+        self.grant: Rule | None = None
+        self.leave = False
+        self.granted: list[tuple[int, str]] | None = None
         self.deferred: list[tuple[bytes, int | None]] = []
+
+    def refusal(self, command: str, decision: Decision) -> CommandError:
+        """The error for the host of a request that the policy refuses; the administrator's log has the rule's place too."""
+        self.log.warning(decision.log(command))
+        if self.counters is not None:
+            self.counters.refused_by(decision.rule)
+        return CommandError(decision.error(command))
 
     def setting(self, name: str, default: str = "") -> str:
         return self.settings.get(name, default)
@@ -98,9 +118,11 @@ _TAG_NAMES: Final = {
 class _Verb:
     """One of the domain's commands; `handler` is None when policy does not allow it."""
 
-    __slots__ = ("command", "handler", "names", "audited")
+    __slots__ = ("command", "handler", "names", "audited", "number", "limit")
 
-    def __init__(self, command: Command, module: ModuleType, allowed: bool) -> None:
+    def __init__(self, number: int, command: Command, module: ModuleType, allowed: bool) -> None:
+        self.number = number
+        self.limit: tuple[int, Rule] | None = None  # requests a minute
         self.command = command
         self.handler: Callable[..., object] | None = None
         if allowed:
@@ -116,7 +138,11 @@ class Worker:
         self._domain = domain
         self._module = module
         self._context = context
-        self._verbs = tuple([_Verb(c, module, c.name in allowed) for c in verbs_of(domain)])
+        self._verbs = tuple([_Verb(n, c, module, c.name in allowed) for n, c in enumerate(verbs_of(domain))])
+        self._ruling = context.ruling
+        if context.ruling is not None:
+            for verb in self._verbs:
+                verb.limit = context.ruling.rate(verb.command.name)
         self._front: Socket | None = None
         self._front_fd = -1
         self._assembler = frame.Assembler()
@@ -172,6 +198,8 @@ class Worker:
                 if not self._from_supervisor(*context.deferred.pop(0)):
                     return
             context.log.flush()
+            if context.leave and not self._holds():
+                return
 
     def _let_go(self) -> None:
         """Of the front."""
@@ -274,11 +302,13 @@ class Worker:
         begun = 0.0 if audit is None else time.monotonic()
         result = tally.OK
         taken = 0
+        rule = ""  # the one about arguments that decided
         value: object
         try:
             handler = verb.handler
             if handler is None:  # the front would have refused it, so it is always told
                 result = tally.REFUSED
+                self._log_disabled(command)
                 context.audit.refused(number, command.name, visible(command, arguments))
                 raise CommandError.disabled(command.name)
             if bulk is not None:
@@ -286,10 +316,16 @@ class Worker:
             checked = check_arguments(command.args, arguments)
             if command.takes:
                 taken = (len(checked.get(command.takes, "")) if bulk is None else bulk.size) * 3 // 4  # type: ignore[arg-type]
-            if audit is not None:
-                audit.begin(number, command.name, visible(command, checked))
             if bulk is not None:
                 checked[command.takes] = bulk
+            if self._ruling is not None:
+                decision = self._decide(self._ruling, verb, checked)
+                rule = decision.rule if decision.grant is not None or not decision.allowed else ""
+                if not decision.allowed:
+                    result = tally.REFUSED
+                    self._refuse(number, command, checked, decision)
+            if audit is not None:
+                audit.begin(number, command.name, visible(command, checked, self._masked(command)), rule)
             names = verb.names
             ok, value = True, handler(context, **{names[k]: v for k, v in checked.items()})
         except CommandError as e:
@@ -325,7 +361,44 @@ class Worker:
             counts[cell + tally.GIVEN] += given
         if audit is not None and result != tally.REFUSED:
             error = None if ok else value[1]  # type: ignore[index]
-            audit.end(number, command.name, error=error, took=time.monotonic() - begun, taken=taken, given=given)
+            audit.end(
+                number, command.name, error=error, took=time.monotonic() - begun, taken=taken, given=given, rule=rule
+            )
+
+    def _decide(self, ruling: Ruling, verb: _Verb, arguments: dict[str, object]) -> Decision:
+        """By the rules of the slice, and by what was counted; what is let through is counted here."""
+        decision = ruling.request(verb.command.name, arguments, getattr(self._module, "uid_of", None))
+        if decision.allowed and verb.limit is not None:
+            limit, rule = verb.limit
+            page = self._context.counters
+            # Without a page nothing can be counted, so nothing goes.
+            if page is None or not ruling.admit(page.seconds(verb.number), limit, time.monotonic()):
+                decision = ruling.too_often(limit, rule)
+        self._context.grant = decision.grant
+        return decision
+
+    def _refuse(self, number: int, command: Command, arguments: dict[str, object], decision: Decision) -> NoReturn:
+        """Raises the CommandError for the host; log, audit trail and counters are told."""
+        context = self._context
+        error = context.refusal(command.name, decision)
+        # What was refused is shown masked: there is no rule that would say otherwise.
+        masked = _ARGUMENTS if context.ruling is not None and context.ruling.masks(command.name) else ()
+        context.audit.refused(number, command.name, visible(command, arguments, masked), decision.rule, error.desc)
+        raise error
+
+    def _masked(self, command: Command) -> tuple[str, ...]:
+        """The arguments that the rule in force keeps out of the audit trail."""
+        grant = self._context.grant
+        return _ARGUMENTS if self._ruling is not None and grant is not None and grant.one("mask") == "true" else ()
+
+    def _log_disabled(self, command: Command) -> None:
+        """The front refuses it too, and first: whoever still asks has taken the front over, or it is of another policy."""
+        context = self._context
+        if context.scope is not None:
+            rule, origin = context.scope.about(command.name)
+        else:
+            rule, origin = context.setting("rule"), context.setting("origin")
+        context.log.warning(f"{command.name} is not allowed: rule {rule} ({origin})")
 
     def _reply(self, number: int, ok: bool, value: object) -> None:
         assert self._front is not None
