@@ -130,6 +130,62 @@ def test_a_refusal_names_the_rule_and_its_place_in_trail_and_log(agent: Audited)
     assert told.endswith(f"guest-fstrim minimum=5: not allowed by {record['rule']} at {record['origin']}")
 
 
+RULES = """
+profile = "qemu-ga"
+lenient = false
+[[exec]]
+id = "greet"
+program = "/bin/echo"
+args = ["*"]
+user = "root"
+mask = true
+[[file]]
+id = "etc"
+path = "/etc"
+access = ["read"]
+[sizes]
+file-read = 10
+"""
+
+
+def test_rules_about_arguments_are_named_and_what_they_mask_is_not_shown() -> None:
+    marker = "hUsH-hUsH"
+    with Audited(RULES) as agent:
+        agent.call("guest-exec", path="/bin/echo", arg=[marker])
+        begin, end = ended(agent, "guest-exec")
+        line = 1 + agent.policy_path.read_text().splitlines().index("[[exec]]")
+        assert begin["rule"] == end["rule"] == "greet" and begin["origin"].startswith(f"{agent.policy_path}:{line}")
+        assert begin["arguments"] == {"path": "/bin/echo", "arg": "(masked)"}
+        for path, arg in (("/bin/echo", [marker, marker]), ("/bin/cat", [marker])):
+            with pytest.raises(AgentError):
+                agent.call("guest-exec", path=path, arg=arg)
+        with pytest.raises(AgentError):
+            agent.call("guest-file-open", path="/var/x")
+        handle = agent.call("guest-file-open", path="/etc/hostname")
+        for _ in range(4):  # what hosts ask all the time: told once, counted each time
+            with pytest.raises(AgentError):
+                agent.call("guest-file-read", handle=handle, count=11)
+        agent.call("guest-file-close", handle=handle)
+        ended(agent, "guest-file-close")
+        refused = agent.records(phase="refused")
+        assert [(r["process"], r["command"]) for r in refused] == [
+            ("exec", "guest-exec"),
+            ("exec", "guest-exec"),
+            ("file", "guest-file-open"),
+            ("file", "guest-file-read"),
+        ]
+        assert refused[0]["rule"] == "greet" and refused[0]["error"]
+        assert refused[3]["rule"] == "sizes.file-read" and refused[3]["arguments"] == {
+            "handle": str(handle),
+            "count": "11",
+        }
+        assert agent.count("refusals_total", command="guest-exec", rule="greet") == 1
+        assert agent.count("refusals_total", command="guest-file-read", rule="sizes.file-read") == 4
+        assert agent.count("refusals_total", command="guest-exec") == 2
+        assert agent.count("commands_total", command="guest-exec", result="refused") == 2
+        assert marker not in agent.trail.read_text() and marker not in agent.log()
+
+
 def test_polling_is_counted_and_not_recorded(agent: Audited) -> None:
     for _ in range(5):
         agent.call("guest-ping")
@@ -252,17 +308,22 @@ def test_where_a_key_is_wrong_the_file_and_line_are_told() -> None:
         agent.start()
 
 
+MASKED = 'profile = "qemu-ga"\n[[exec]]\nprogram = "/bin/echo"\nuser = "root"\nmask = true'
+
+
 @isolated
 def test_while_frozen_nothing_is_written_and_after_the_thaw_all_of_it() -> None:
     with LoopFs("ext4") as fs:
         trail = Path(fs.points[0]) / "audit.jsonl"  # on what is frozen: a write would never end
-        with Audited('profile = "qemu-ga"', f"file:{trail}") as agent:
+        with Audited(MASKED, f"file:{trail}") as agent:
             agent.trail = trail
             assert agent.call("guest-fsfreeze-freeze-list", mountpoints=[fs.points[0]]) == 1
             frozen = trail.read_text()
             for _ in range(3):
                 with pytest.raises(AgentError, match="frozen state"):
                     agent.call("guest-file-open", path="/etc/hostname")
+            with pytest.raises(AgentError, match="frozen state"):
+                agent.call("guest-exec", path="/bin/echo", arg=["hush"])
             assert agent.count("frozen") == 1 and agent.count("freeze_seconds_total") > 0
             assert trail.read_text() == frozen
             assert agent.call("guest-fsfreeze-thaw") == 1
@@ -270,7 +331,8 @@ def test_while_frozen_nothing_is_written_and_after_the_thaw_all_of_it() -> None:
             ended(agent, "guest-fsfreeze-thaw")
             assert end["result"] == "ok"
             refused = agent.records(phase="refused")
-            assert [r["rule"] for r in refused] == ["frozen"] * 3
+            assert [r["rule"] for r in refused] == ["frozen"] * 4
+            assert refused[3]["arguments"] == {"path": "/bin/echo", "arg": "(masked)"}  # the front knows no rule
             times = [r["time"] for r in agent.records(process="fs")]
             assert times == sorted(times)
             assert agent.count("freezes_total") == 1 and agent.count("frozen") == 0
