@@ -145,7 +145,9 @@ class Worker:
         self._assembler = frame.Assembler()
         self._greeted = False
         self._told: set[tuple[str, str]] = set()
+        self._last = 0  # the id of the latest request on this socket: the next one's is larger
         self._unconfirmed: dict[int, Command] = {}
+        self._retired = False  # another policy is in force: end as soon as nothing is held
         self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
         self._view = memoryview(self._buffer)
 
@@ -181,6 +183,7 @@ class Worker:
             events = poll.poll(_UNWANTED_MS if unwanted else None)
             if unwanted and not events:
                 return
+            # The supervisor comes first (it was registered first): a worker that is to make room begins nothing any more.
             for fd, _ in events:
                 if fd == front:
                     if fd == self._front_fd and not self._from_front():
@@ -190,11 +193,16 @@ class Worker:
                 elif fd == control:
                     if not self._from_supervisor(*wiring.receive_fd(context.control)):
                         return
+                    if self._retired and not self._holds():
+                        return
+                    break  # whatever else it says comes before the front
                 elif fd in watched:
                     watched[fd](context)
             while context.deferred:
                 if not self._from_supervisor(*context.deferred.pop(0)):
                     return
+            if self._retired and not self._holds():
+                return
             context.log.flush()
             if context.leave and not self._holds():
                 return
@@ -224,6 +232,13 @@ class Worker:
         if not data:
             self._optional("orphaned")
             return False
+        if data[:1] == wiring.TAG_RETIRE:
+            self._retired = True
+            if data[1:] == b"\1" and self._holds():
+                context.log.warning("the policy allows less than before: what was open or running is given up")
+                self._optional("stopping")
+                return False
+            return True
         if fd is None:
             return True
         if data[:1] == wiring.TAG_CHANNEL:
@@ -232,6 +247,7 @@ class Worker:
             self._front_fd = fd
             self._assembler = frame.Assembler()
             self._greeted = False
+            self._last = 0
             self._unconfirmed.clear()
         else:
             name = _TAG_NAMES[data[:1]]
@@ -257,6 +273,9 @@ class Worker:
         number, verb, arguments = value[:3]
         if type(number) is not int or type(verb) is not int or type(arguments) is not dict:
             raise ProtocolViolation("not a request")
+        if number <= self._last:  # an answer, or a line of the audit trail, could be taken for another's
+            raise ProtocolViolation("an id that is not new")
+        self._last = number
         if not self._greeted:
             if verb != frame.HELLO:
                 raise ProtocolViolation("no hello")
