@@ -56,6 +56,7 @@ class Report:
     says: list[str] = field(default_factory=list)
     audit: str = ""  # the sink of audit records
     rules: dict[str, tuple[str, str]] = field(default_factory=dict)  # refused command -> (rule, origin)
+    origins: dict[str, str] = field(default_factory=dict)  # rule about arguments -> where it stands
     # (command, refusals, rule, origin) of policies that were in force before
     refused: list[tuple[str, int, str, str]] = field(default_factory=list)
 
@@ -120,6 +121,8 @@ def parse_report(text: str) -> Report:
                 report.audit = " ".join(words)
             case ["rule", command, rule, *words]:
                 report.rules[command] = rule, " ".join(words)
+            case ["origin", rule, *words]:
+                report.origins[rule] = " ".join(words)
             case ["refused", command, count, rule, *words] if count.isdigit():
                 report.refused.append((command, int(count), rule, " ".join(words)))
             case ["frozen", flag]:
