@@ -152,6 +152,7 @@ class Recorded:
         self.worker._front = theirs
         self.front: socket.socket = ours
         self._assembler = frame.Assembler()
+        self._last = 0
         assert self.ask(frame.HELLO, {"tables": fingerprint()}) == [1, True, True]
 
     def _handler(self, name: str) -> Any:
@@ -162,7 +163,8 @@ class Recorded:
         return handler
 
     def ask(self, verb: int, arguments: dict[str, object]) -> list[Any]:
-        self.worker._request([1, verb, dict(arguments)])
+        self._last += 1
+        self.worker._request([self._last, verb, dict(arguments)])
         while True:
             found = self._assembler.feed(self.front.recv(frame.DATAGRAM + 1))
             if found is not None:
