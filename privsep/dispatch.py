@@ -43,7 +43,7 @@ class Link:
 
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
-        "unread", "absent", "_moved", "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint", "_bulky",
+        "unread", "absent", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint", "_bulky",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -60,13 +60,13 @@ class Link:
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
         self.absent = False  # it is to be told that the host has gone
-        self._moved: Request | None = None  # one that was unread before
+        self.moved: Request | None = None  # one that was unread before
         self._assembler = frame.Assembler(walk=False)
         self._unsent: list[bytes | frame.Pieces] = []
         self._greeting = 0  # id of the hello that has not been answered
         self._probe = 0  # id of the question whether it is idle
         verbs = verbs_of(name)
-        self._verbs = {c.name: n for n, c in enumerate(verbs)}
+        self.verbs = {c.name: n for n, c in enumerate(verbs)}
         self._bulky = any(c.gives for c in verbs)  # descriptors may come with its replies
         self._ids = ids
         self._fingerprint = fingerprint
@@ -112,13 +112,13 @@ class Link:
             text = arguments.get(command.takes)
             if type(text) is LongText or (type(text) is str and len(text) > frame.INLINE and text.isascii()):
                 rest = {name: value for name, value in arguments.items() if name != command.takes}
-                verb = self._verbs[command.name]
+                verb = self.verbs[command.name]
                 self._unsent += frame.encode([self.current_id, verb, rest, [command.takes, len(text)]])
                 view = text.view() if isinstance(text, LongText) else memoryview(text.encode())
                 self._unsent.append(frame.Pieces(view))
                 self.flush()
                 return
-        self._send([self.current_id, self._verbs[command.name], arguments])
+        self._send([self.current_id, self.verbs[command.name], arguments])
 
     def gone(self, now: float) -> None:
         """Tell the worker, once it has done what it was asked, that the host has closed the channel."""
@@ -270,11 +270,11 @@ class Link:
         self.close()
         request, self.current = self.current, None
         self.deadline = None
-        if request is not None and self.unread and not self.overdue and request is not self._moved:
+        if request is not None and self.unread and not self.overdue and request is not self.moved:
             self.queue.insert(0, request)
-            self._moved = request
+            self.moved = request
             return None
-        self._moved = None
+        self.moved = None
         return request
 
 
