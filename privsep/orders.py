@@ -82,11 +82,6 @@ def _meaning(data: bytes) -> tuple[set[bytes], list[bytes]]:
     return commands, rest
 
 
-def orders_of(config: Config, policy: Policy) -> Orders:
-    """The orders that follow from a policy under this configuration."""
-    return Orders(policy, enabled_rows(policy, hook=bool(config.hook)), config.settings(policy))
-
-
 def enabled_rows(policy: Policy, *, hook: bool) -> frozenset[str]:
     """The rows that may have a process: the front, whatever has an allowed command, and what a freeze needs."""
     rows = {"front", *policy.domains()}
@@ -95,3 +90,8 @@ def enabled_rows(policy: Policy, *, hook: bool) -> frozenset[str]:
         if hook:
             rows.add("hook")
     return frozenset(rows)
+
+
+def orders_of(config: Config, policy: Policy) -> Orders:
+    """The orders that follow from a policy under this configuration."""
+    return Orders(policy, enabled_rows(policy, hook=bool(config.hook)), config.settings(policy))
