@@ -213,7 +213,7 @@ def test_systemd_reads_the_unit_with_each_drop_in(path: Path, tmp_path: Path) ->
     shutil.copy(path, folder / "privsep-ga.service.d")
     for base in ("sysinit.target", "basic.target", "shutdown.target", "system.slice", "-.slice", "-.mount"):
         (folder / base).write_text("[Unit]\nDescription=for this test\n")
-    for name in ("usr/sbin/privsep-ga", "usr/libexec/privsep-ga/recover"):
+    for name in ("usr/sbin/privsep-ga", "usr/bin/privsep-gactl", "usr/libexec/privsep-ga/recover"):
         program = tmp_path / name
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text("#!/bin/sh\n")
