@@ -6,18 +6,20 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy import build, load
 from policy.decide import beneath, is_pattern, matches
 from policy.errors import PolicyError
 from policy.keys import TABLES, bytes_of
 from policy.model import builtin
 from policy.positions import Positions
 from policy.rates import WORDS, admit
-from policy.rules import Rule, parse, scope_of
+from policy.rules import KINDS, Rule, parse, scope_of
 from policy.schema import schema
 from policy.seal import slice_for
 from privsep import counters
@@ -230,3 +232,38 @@ def test_the_schema_has_each_key_with_its_meaning() -> None:
             assert place["additionalProperties"] is False
             for key in table.keys.values():
                 assert place["properties"][key.name]["description"].startswith(key.doc)
+
+
+# -- the guide
+
+
+def test_each_example_of_the_guide_is_a_policy(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+    examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) >= 6
+    kinds = set()
+    for number, example in enumerate(examples):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(example)
+        path.chmod(0o644)
+        policy = load.from_files([str(path)])
+        assert not policy.notes
+        kinds |= {rule.kind for rule in policy.rules}
+    assert kinds == KINDS - {"root-account"}
+
+
+def test_what_the_profiles_show_in_comments_is_right(tmp_path: Path) -> None:
+    shown = 0
+    for source in sorted(build.PROFILES.glob("*.toml")):
+        for example in re.findall(r"(?:^#(?:     .*)?\n)+", source.read_text(), re.MULTILINE):
+            lines = [line[6:] for line in example.splitlines()]
+            if not any(line.strip() for line in lines):
+                continue
+            if "never-mounts" in example:
+                lines.insert(0, "[fsfreeze]")
+            path = tmp_path / "example.toml"
+            path.write_text("\n".join(lines))
+            path.chmod(0o644)
+            load.from_files([str(path)], start=None if "profile =" in example else "default")
+            shown += 1
+    assert shown >= 4
