@@ -158,7 +158,7 @@ def test_users() -> None:
         assert keys(agent, "bob") == f"guest-ssh-add-authorized-keys {no}"
         for name in ("root", "svc-root"):
             for text in (password(agent, name), keys(agent, name)):
-                assert text.endswith(" (rule root-account): no user rule names this account, whose uid is 0")
+                assert text.endswith(" (rule root-account): its uid is 0, and no user rule says root, or the number 0")
         assert "c2VjcmV0" not in agent.log()
     # Without rules everybody but uid 0; and root where it is named.
     with Agent(*policy('[commands]\nallow = ["@user"]\n')) as agent:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policy import load
+from policy.builtin import COMMANDS, FROZEN, PROFILES
 from policy.errors import PolicyError
+from policy.keys import TABLES
+from policy.read import read
 from tests.support.agent import program
 
 FILE = '[[file]]\npath = "/srv"\n'
@@ -227,3 +233,37 @@ def test_drop_ins_are_all_read_before_it_is_told(tmp_path: Path) -> None:
         "1.toml:1:1: unknown key or table a",
         "2.toml:2:10: unknown command guest-x (did you mean guest-exec?)",
     ]
+
+
+NAMES = st.sampled_from(
+    [*(t.name for t in TABLES if t.name), *(k for t in TABLES for k in t.keys), "guest-exec", "guest-*", "@front", "x", "a b", ""]
+)  # fmt: skip
+TEXTS = st.sampled_from(
+    ["/srv", "/", "root", "*", "0-1", "64K", "guest-ping", "...", "minimal", "read", "\u20ac", "a\tb", ""]
+)
+VALUES = st.recursive(
+    TEXTS | st.integers(-2, 70000) | st.booleans() | st.floats(),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(NAMES, v, max_size=3),
+    max_leaves=8,
+)
+
+
+def toml(value: object) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case float():
+            return repr(value)
+    return json.dumps(value)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(NAMES, VALUES, max_size=5))
+def test_whatever_stands_in_a_file_it_is_read_or_refused_with_a_place(values: dict[str, object]) -> None:
+    text = "\n".join(f"{json.dumps(k)} = {toml(v)}" for k, v in values.items())
+    try:
+        read([("p", text)], base=load._profile, commands=COMMANDS, profiles=PROFILES, unlimited=FROZEN)
+    except PolicyError as e:
+        assert all(p.path == "p" and p.line and p.column and p.text.isprintable() for p in e.problems), str(e)
