@@ -151,6 +151,8 @@ WRONG: list[tuple[str, list[str]]] = [
     (EXEC + "args = [1]\n", ["4:9: args must be a list of strings, not of 1"]),
     (EXEC + "time-limit = 0\n", ["4:1: time-limit must be a number of seconds from 1 to 86400, not 0"]),
     (EXEC + 'group = ""\n', ["4:1: group must be an account's name or number, not ''"]),
+    (EXEC + 'writable = ["srv"]\n', ["4:13: writable must be an absolute path, not 'srv'"]),
+    (EXEC + "network = 0\n", ["4:1: network must be true or false, not 0"]),
     (EXEC + "input = 1\n", ["4:1: input must be true or false, not 1"]),
     # -- user rules
     ("[[user]]\n", ["1:1: [[user]] needs names or uids: whose account?"]),
