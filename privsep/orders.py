@@ -82,11 +82,16 @@ def _meaning(data: bytes) -> tuple[set[bytes], list[bytes]]:
     return commands, rest
 
 
-def orders_of(config: Config, policy: Policy) -> Orders:
-    """The orders that follow from a policy under this configuration."""
+def enabled_rows(policy: Policy, *, hook: bool) -> frozenset[str]:
+    """The rows that may have a process: the front, whatever has an allowed command, and what a freeze needs."""
     rows = {"front", *policy.domains()}
     if "fs" in rows:
         rows.add("thawer")
-        if config.hook:
+        if hook:
             rows.add("hook")
-    return Orders(policy, frozenset(rows), config.settings(policy))
+    return frozenset(rows)
+
+
+def orders_of(config: Config, policy: Policy) -> Orders:
+    """The orders that follow from a policy under this configuration."""
+    return Orders(policy, enabled_rows(policy, hook=bool(config.hook)), config.settings(policy))

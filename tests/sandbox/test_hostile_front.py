@@ -21,7 +21,7 @@ from policy.model import builtin
 from privsep import frame, wiring
 from privsep.domains import BY_NAME, DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
-from privsep.startup import enabled_rows
+from privsep.orders import enabled_rows
 from protocol.commands import verbs_of
 from tests.sandbox import stage
 from tests.support.agent import Agent, program, wait_for
