@@ -79,6 +79,7 @@ def main(words: list[str] | None = None) -> int:
         kernelview.NoAgent,
         caller.CallError,
         ctlaudit.AuditError,
+        ctlpolicy.Wrong,
         ctlreload.ReloadError,
     ) as e:
         print("\n".join(f"privsep-gactl: {line}" for line in str(e).split("\n")), file=sys.stderr)
