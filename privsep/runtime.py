@@ -269,11 +269,14 @@ class Worker:
                 raise CommandError.disabled(command.name)
             if bulk is not None:
                 arguments[command.takes] = ""  # it is text; what is in it is the handler's to judge
-            checked = check_arguments(command.args, arguments)
-            if bulk is not None:
-                checked[command.takes] = bulk
-            names = verb.names
-            ok, value = True, handler(self._context, **{names[k]: v for k, v in checked.items()})
+            if arguments or command.args:
+                checked = check_arguments(command.args, arguments)
+                if bulk is not None:
+                    checked[command.takes] = bulk
+                names = verb.names
+                ok, value = True, handler(self._context, **{names[k]: v for k, v in checked.items()})
+            else:
+                ok, value = True, handler(self._context)
         except CommandError as e:
             ok, value = False, [e.kind, e.desc]
         except Exception as e:  # a bug: told without the values, which may be secret

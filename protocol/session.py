@@ -67,7 +67,7 @@ _DIGITS: Final = 18  # of a sync's number, at most: those that are surely an int
 class Request:
     """One request that stands in the queue or is with a worker."""
 
-    __slots__ = ("command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked")
+    __slots__ = ("command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "known")
 
     def __init__(self, like: Request | None = None) -> None:
         """A new one; with the command and the arguments of another, which have been checked."""
@@ -80,12 +80,30 @@ class Request:
         self.muted = False
         self.call = 0  # the number under which its worker knows it
         self.checked = False  # the arguments were
+        self.known: Known | None = None
         if like is not None:
             self.command = like.command
             self.arguments = like.arguments
             self.id = like.id
             self.has_id = like.has_id
             self.checked = True
+            self.known = like.known
+
+
+class Known:
+    """What is the same each time a request is asked with the same bytes.
+
+    asked   its frame for the worker from behind the number, None until it was made
+    reply   the worker's last reply from behind the number, None when it is not worth keeping
+    line    what the host was told then, and is told again when the same reply comes
+    """
+
+    __slots__ = ("asked", "reply", "line")
+
+    def __init__(self) -> None:
+        self.asked: bytes | None = None
+        self.reply: bytes | None = None
+        self.line = b""
 
 
 class Session:
@@ -164,6 +182,24 @@ class Session:
                     return digits.join(around)
         return None
 
+    def hop(self, data: bytes) -> Request | None:
+        """The request, in the queue and called, if `data` is one for a worker that was remembered and nothing stands before it.
+
+        The caller gives it to its worker.  None: `receive` it."""
+        if self._queue or self.output or not self._resting or self._frozen():
+            return None
+        seen = self._seen.get(data)
+        if seen is None or seen.known is None:
+            return None
+        command = seen.command
+        assert command is not None
+        if command.domain == "front" or command.name not in self._allowed:
+            return None
+        request = Request(seen)
+        request.called = True
+        self._queue.append(request)
+        return request
+
     def receive(self, data: bytes, now: float) -> None:
         alone = self._resting and not self._queue
         if alone:
@@ -234,8 +270,18 @@ class Session:
                 self._pour(now)
                 return
         if command.replies:
-            self._write(wire.success(value, *self._id_of(request)))
+            line = wire.success(value, *self._id_of(request))
+            if request.known is not None:
+                request.known.line = line
+            self._write(line)
         self._finished(request, now)
+
+    def repeated(self, request: Request, now: float) -> None:
+        """The worker's answer is, to the byte, the one that it gave to the same request last (`Known`)."""
+        assert request.known is not None
+        if not request.muted:
+            self._write(request.known.line)
+            self._finished(request, now)
 
     def failed(self, request: Request, error: CommandError, now: float) -> None:
         if not request.muted:
@@ -304,6 +350,9 @@ class Session:
             except CommandError:
                 return
             request.checked = True
+            command = request.command
+            if command.replies and not (request.has_id or command.gives or command.takes or command.confirm):
+                request.known = Known()
             if len(self._seen) >= _REMEMBERED:
                 del self._seen[next(iter(self._seen))]
             self._seen[data] = request
