@@ -13,7 +13,7 @@ PACKAGES := privsep protocol workers policy
 SOURCES := $(shell find $(PACKAGES) -name '*.py')
 PYTEST := $(PYTHON) -m pytest -q
 
-.PHONY: help setup test test-long test-vm faults attack lint format demo deb run clean
+.PHONY: help setup test test-long test-vm faults attack lint format demo deb run selinux clean
 
 help:
 	@echo 'make setup      tools, $(VENV) and the programs in $(VENV)/bin (root: installs what the system lacks)'
@@ -22,6 +22,7 @@ help:
 	@echo 'make test-vm    the tests that boot a virtual machine, and a table of them (root, once; ARGS="--vm-image selinux")'
 	@echo 'make faults     who dies when while file systems are frozen: the whole matrix, docs/fault-matrix.md (root)'
 	@echo 'make attack     what a process that was taken over can do, tried from inside each (root)'
+	@echo 'make selinux    the SELinux policy: built, linked with all of Debian, compared with what is declared'
 	@echo 'make bench      speed and memory beside qemu-ga: table, JSON, docs/bench.svg (root)'
 	@echo 'make lint       ruff, mypy --strict, the layers'
 	@echo 'make demo       one minute that shows what the agent promises (root)'
@@ -66,6 +67,10 @@ faults: setup
 # What comes through from inside each process (root; in a private root).
 attack: setup
 	@$(PYTHON) -m tests.sandbox.attack $(ARGS)
+
+# Compiles the module, links it with the whole of Debian's policy (fetched into build/, not installed) and checks what comes out.
+selinux: setup
+	@$(PYTHON) -B selinux/build.py
 
 bench: setup
 	@mkdir -p build

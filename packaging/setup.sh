@@ -52,6 +52,13 @@ strace|command -v strace|the system call tests
 man-db|command -v man|the man pages' tests
 mandoc|command -v mandoc|the man pages' tests
 systemd|command -v systemd-analyze && command -v systemd-sysusers|the checks of the service's unit
+checkpolicy|command -v checkmodule|the SELinux policy
+semodule-utils|command -v semodule_package|the SELinux policy
+secilc|command -v secilc|the SELinux policy
+gawk|command -v gawk|the SELinux policy
+m4|command -v m4|the SELinux policy
+selinux-policy-dev|test -e /usr/share/selinux/devel/Makefile|the SELinux policy
+python3-setools|test -e /usr/lib/python3/dist-packages/setools|the SELinux policy
 qemu-guest-agent|test -x /usr/sbin/qemu-ga|comparing with the peer
 END
 }

@@ -19,6 +19,7 @@ A kind says what a value may be:
     accounts   a list of accounts
     uids       a list of numbers and of ranges like "1000-59999"
     choices    a list out of `choices`
+    sink       one of `choices`, or file: and an absolute path
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Table:
 
 GIB: Final = 1 << 30
 ACCESS: Final = ("read", "write", "create")
+AUDIT_SINKS: Final = ("journal", "log", "none")
 POWER_MODES: Final = ("powerdown", "halt", "reboot", "suspend-disk", "suspend-ram", "suspend-hybrid")
 USER_PURPOSES: Final = ("password", "keys")
 
@@ -162,6 +164,17 @@ TABLES: Final = (
         ),
         Key("exec-input", "size", "of a program's input-data", default="as many as a request has", low=0, high=GIB),
         Key("exec-output", "size", "kept of each of a program's outputs", default="16M", low=0, high=16 << 20),
+    ),
+    Table(
+        "audit",
+        "where records of what was done and refused go",
+        Key(
+            "to",
+            "sink",
+            'the journal, the agent\'s log, nowhere, or "file:/PATH", a file with a line of JSON for each',
+            default="the journal if there is one, else the log",
+            choices=AUDIT_SINKS,
+        ),
     ),
     Table(
         "rates",

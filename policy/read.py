@@ -45,7 +45,7 @@ class Reading:
     base      (rule id, file:line) of the profile that is started from; None: there is none
     why       command -> (rule id, file:line) where a rule of the texts decided it
     rules     what must be inside requests, in the order of the texts
-    settings  strings for workers (policy/seal.py): ssh-strict, file-buffer, exec-output, as far as they were given
+    settings  strings for workers (policy/seal.py): ssh-strict, file-buffer, exec-output; audit-to; as far as they were given
     """
 
     __slots__ = (
@@ -191,6 +191,9 @@ class _Folder:
             case "ssh":
                 if "strict" in read:
                     self.found.settings["ssh-strict"] = "1" if read["strict"] == ("true",) else "0"
+            case "audit":
+                if "to" in read:
+                    self.found.settings["audit-to"] = read["to"][0]
             case "sizes":
                 for key, limit in read.items():
                     if key in _SIZE_RULES:

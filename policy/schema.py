@@ -57,6 +57,8 @@ def _value(key: Key) -> dict[str, Any]:
             made = _list({"anyOf": [_UID, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"}]})
         case "choices":
             made = _list({"enum": list(key.choices)})
+        case "sink":
+            made = {"anyOf": [{"enum": list(key.choices)}, {"type": "string", "pattern": "^file:/"}]}
         case kind:
             raise AssertionError(f"the schema has no words for {kind}")
     made["description"] = f"{key.doc} (default: {key.default})" if key.default else key.doc

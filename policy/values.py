@@ -215,7 +215,15 @@ def _choices(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] |
     return _list(text, key, at, value, _choice)
 
 
+def _sink(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] | None:
+    if isinstance(value, str) and value.startswith("file:"):
+        path = _path(text, key, at, value.removeprefix("file:"))
+        return None if path is None else (f"file:{path[0]}",)
+    return _choice(text, key, at, value)
+
+
 _KINDS = {
+    "sink": _sink,
     "text": _text,
     "word": _word,
     "flag": _flag,

@@ -14,7 +14,9 @@ import sys
 
 from policy.seal import is_sealed, parse_slice, read_sealed
 from privsep import wiring
+from privsep.audit import Audit
 from privsep.board import Board
+from privsep.counters import Page
 from privsep.domains import BY_NAME
 from privsep.log import Log
 from privsep.sandbox.apply import NotAsDeclared, apply
@@ -61,12 +63,18 @@ def _say(text: str) -> None:
 def _live(name: str, filters: str, root: str) -> int:
     row = BY_NAME[name]
     control = wiring.adopt(wiring.CONTROL_FD)
-    for fd in (wiring.CONTROL_FD, wiring.SLICE_FD, wiring.BOARD_FD):
+    for fd in (wiring.CONTROL_FD, wiring.SLICE_FD, wiring.BOARD_FD, wiring.AUDIT_FD, wiring.COUNTERS_FD):
         os.set_inheritable(fd, False)
     board = Board.attach(wiring.BOARD_FD)
+    counters = Page.attach(wiring.COUNTERS_FD)
+    os.close(wiring.COUNTERS_FD)
+    audit = Audit(wiring.AUDIT_FD, counters.numbers)
     _boards.append(board)
     if name == "front":
         from privsep import front as front_module  # while the supervisor finds out what the slice will say
+        from protocol import plain
+
+        plain.stand_alone()
 
         if not is_sealed(wiring.SLICE_FD) and control.recv(1) != wiring.GO:
             return EXIT_BROKEN
@@ -75,17 +83,21 @@ def _live(name: str, filters: str, root: str) -> int:
     log = Log(2, name, verbose=settings.get("verbose") == "1", hold=lambda: board.frozen)
 
     if name == "front":
-        front = front_module.Front(control, allowed=allowed, settings=settings, board=board, log=log)
+        front = front_module.Front(
+            control, allowed=allowed, settings=settings, board=board, log=log, audit=audit, counters=counters
+        )
         run = front.run
     elif name == "thawer":
         from privsep import thawer
 
-        run = thawer.prepare(control, settings=settings, board=board, log=log)
+        run = thawer.prepare(control, settings=settings, board=board, log=log, audit=audit)
     else:
         from privsep.runtime import Context, Worker
 
         module = __import__(f"workers.{name}", fromlist=["workers"])
-        context = Context(log=log, settings=settings, root=root, control=control, board=board)
+        context = Context(
+            log=log, settings=settings, root=root, control=control, board=board, audit=audit, counters=counters
+        )
         prepare = getattr(module, "prepare", None)
         if prepare is not None:
             prepare(context)

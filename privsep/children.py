@@ -36,6 +36,7 @@ class Child:
         "killed",
         "level",
         "served",
+        "inherited",
     )
 
     def __init__(self, row: Domain, uid: int, gid: int) -> None:
@@ -49,6 +50,7 @@ class Child:
         self.killed = False
         self.served = False  # the front that runs now has, or had, a socket to it
         self.level = 0  # of Landlock, as it says itself
+        self.inherited = 0  # filters that we had when we started it
         self.uid = uid
         self.gid = gid
 
@@ -64,12 +66,17 @@ class Child:
         """Seconds until it may be started again."""
         return self.life.wait(time.monotonic())
 
-    def born(self, pid: int, control: Socket) -> None:
+    def born(self, pid: int, control: Socket, ours: bytes = b"") -> None:
+        """`ours` is our own status when it was started, where that was not now."""
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.control = control
         control.setblocking(False)  # a child that does not read must not stop us: see `_full`
         self.leaving = self.killed = self.served = False
+        if not ours:
+            with open("/proc/self/status", "rb", buffering=0) as f:
+                ours = f.read(16384)
+        self.inherited = caps.filters(caps.parse_status(ours))
         self.life.started()
 
     def give(self, tag: bytes, fd: int) -> None:
@@ -118,7 +125,12 @@ class Child:
             return [f"its status cannot be read: {e.strerror}"]
         mask = self.row.mask(available)
         return caps.differences(
-            caps.parse_status(text), uid=self.uid, gid=self.gid, mask=mask, filtered=self.row.filtered
+            caps.parse_status(text),
+            uid=self.uid,
+            gid=self.gid,
+            mask=mask,
+            filtered=self.row.filtered,
+            inherited=self.inherited,
         )
 
     def kill(self) -> None:

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from policy.builtin import PROFILES
 from policy.errors import PolicyError, nearest
 from policy.load import choose
 from policy.model import Policy
-from privsep import caller, kernelview
+from privsep import agentview, caller, ctlaudit, ctlmetrics, kernelview
 from privsep.rundir import runtime_dir
 from privsep.version import VERSION
 from protocol.commands import BY_NAME, COMMANDS, PEER_LEVEL
@@ -52,7 +51,11 @@ def parser() -> argparse.ArgumentParser:
     check = add("selfcheck", run_selfcheck, "compare the agent's processes with the privilege table")
     for made in (status, check):
         made.add_argument("--json", action="store_true", help="for programs")
-    for made in (call, status, check):
+    audit = add("audit", run_audit, "show the audit trail: what was done for the host, and what was refused")
+    ctlaudit.options(audit)
+    metrics = add("metrics", run_metrics, "print what the agent has counted, as a Prometheus text file")
+    metrics.add_argument("--output", metavar="FILE", help="write it there, atomically, instead")
+    for made in (call, status, check, audit, metrics):
         made.add_argument("--rundir", metavar="DIR", help="the agent's runtime directory (default: the usual one)")
 
     add("profiles", run_profiles, "list the built-in policy profiles")
@@ -77,7 +80,7 @@ def main(words: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except (Failure, PolicyError, kernelview.NoAgent, caller.CallError) as e:
+    except (Failure, PolicyError, kernelview.NoAgent, caller.CallError, ctlaudit.AuditError) as e:
         print(f"privsep-gactl: {e}", file=sys.stderr)
         return 1
     except BrokenPipeError:
@@ -142,118 +145,51 @@ def run_call(options: argparse.Namespace) -> int:
     return 0
 
 
-def _plain(
-    process: kernelview.Process, supervisor: kernelview.Process | None, report: kernelview.Report
-) -> dict[str, Any]:
-    """One process as plain values."""
-    return {
-        "name": process.name,
-        "pid": process.pid,
-        "uid": process.number("Uid"),
-        "gid": process.number("Gid"),
-        "capabilities": {word: kernelview.names(process.mask(key)) for key, word in kernelview.SETS.items()},
-        "no-new-privs": process.number("NoNewPrivs") == 1,
-        "seccomp": process.number("Seccomp"),
-        "seccomp-filters": process.number("Seccomp_filters"),
-        "landlock": report.landlock.get(process.name),
-        "own-namespaces": [
-            ns
-            for ns, link in process.namespaces.items()
-            if link is not None and supervisor is not None and link != supervisor.namespaces[ns]
-        ],
-        "files": process.files,
-        "pss": process.pss,
-        "age": None if process.age is None else round(process.age, 1),
-        "restarts": report.restarts.get(process.name, 0),
-    }
-
-
 def run_status(options: argparse.Namespace) -> int:
-    directory, report = _report(options)
-    seen = list(kernelview.processes(report))
-    supervisor = next((p for p in seen if p.name == "supervisor"), None)
-    rows = [_plain(p, supervisor, report) for p in seen]
-    left = None if report.deadline is None else round(report.deadline - time.monotonic(), 1)
-    if options.json:
-        whole = {
-            "rundir": directory,
-            "policy": report.policy,
-            "frozen": report.frozen,
-            "thaws-in": left,
-            "processes": rows,
-        }
-        print(json.dumps(whole, indent=2))
-        return 0
-    print(f"policy   {report.policy}")
-    print(f"frozen   {'yes' if report.frozen else 'no'}{'' if left is None else f', thaws by itself in {left} s'}")
-    print(f"rundir   {directory}\n")
-    table = [
-        ["PROCESS", "PID", "UID", "HOLDS", "BOUND", "NNP", "SECCOMP", "LANDLOCK", "NAMESPACES", "FDS", "MEMORY", "AGE"]
-    ]
-    table += [_cells(row) for row in rows]
-    _print_table(table)
-    for row in rows:
-        for word in ("inheritable", "ambient"):
-            if row["capabilities"][word]:
-                print(f"{row['name']}: {word} {' '.join(row['capabilities'][word])}")
-        if row["restarts"]:
-            print(f"{row['name']}: started again {row['restarts']} times")
-    return 0
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    held = row["capabilities"]["effective"]
-    filters = "" if row["seccomp-filters"] is None else f" ({row['seccomp-filters']})"
-    seccomp = {None: "?", 0: "none", 1: "strict", 2: f"filter{filters}"}.get(row["seccomp"], str(row["seccomp"]))
-    return [
-        row["name"],
-        str(row["pid"]),
-        str(row["uid"]),
-        ",".join(held) or "none",
-        ",".join(row["capabilities"]["bounding"]) or "none",
-        "yes" if row["no-new-privs"] else "no",
-        seccomp,
-        row["landlock"] or "-",
-        ",".join(row["own-namespaces"]) or "-",
-        "?" if row["files"] is None else str(row["files"]),
-        "?" if row["pss"] is None else f"{row['pss'] / 1048576:.1f} MiB",
-        "?" if row["age"] is None else f"{row['age']:.0f} s",
-    ]
-
-
-def _print_table(table: list[list[str]]) -> None:
-    widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return agentview.status(*_report(options), as_json=options.json)
 
 
 def run_selfcheck(options: argparse.Namespace) -> int:
-    _, report = _report(options)
-    seen = list(kernelview.processes(report))
-    supervisor = next((p for p in seen if p.name == "supervisor"), None)
-    privileged = supervisor is not None and supervisor.number("Uid") == 0
-    found = [line for process in seen for line in kernelview.differences(process, privileged=privileged)]
-    if not privileged:
-        print(
-            "privsep-gactl: the agent was not started as root: users and capabilities are not compared", file=sys.stderr
-        )
-    if options.json:
-        print(
-            json.dumps({"processes": [p.name for p in seen], "privileged": privileged, "differences": found}, indent=2)
-        )
-    else:
-        for line in found:
-            print(line)
-        if not found:
-            print(f"{len(seen)} processes are as the table says: {' '.join(p.name for p in seen)}")
-    return 1 if found else 0
+    return agentview.selfcheck(*_report(options), as_json=options.json)
+
+
+def run_audit(options: argparse.Namespace) -> int:
+    sink = ""
+    if not options.file and not options.journal:
+        try:
+            sink = _report(options)[1].audit
+        except kernelview.NoAgent as e:
+            raise Failure(f"{e}; --journal and --file PATH read what it has left") from None
+    for record in ctlaudit.records(options, sink):
+        print(json.dumps(record, ensure_ascii=False) if options.json else ctlaudit.line(record))
+    return 0
+
+
+def run_metrics(options: argparse.Namespace) -> int:
+    status = 0
+    try:
+        _, report = _report(options)
+        found = ctlmetrics.samples(report, ctlmetrics.read_pages(report.processes["supervisor"]))
+    except (kernelview.NoAgent, FileNotFoundError):
+        found, status = {"up": [({}, 0)]}, 1
+    except PermissionError:
+        raise Failure("only the agent's own user may read its counters: use root") from None
+    text = ctlmetrics.render(found)
+    if options.output is None:
+        sys.stdout.write(text)
+        return status
+    try:
+        ctlmetrics.write(options.output, text)
+    except OSError as e:
+        raise Failure(f"{options.output}: {e.strerror}") from None
+    return status
 
 
 # -- policies and tables
 
 
 def run_profiles(_: argparse.Namespace) -> int:
-    _print_table([[name, row[0]] for name, row in PROFILES.items()])
+    agentview.print_table([[name, row[0]] for name, row in PROFILES.items()])
     return 0
 
 
@@ -288,7 +224,7 @@ def run_commands(_: argparse.Namespace) -> int:
     for command in COMMANDS:
         arguments = " ".join(f"[{a.name}]" if a.optional else a.name for a in command.args)
         table.append([command.name, command.domain, command.since, "yes" if command.frozen else "-", arguments])
-    _print_table(table)
+    agentview.print_table(table)
     return 0
 
 

@@ -47,7 +47,7 @@ class Link:
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
         "unread", "absent", "_moved", "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint", "_bulky",
-        "usual", "tail", "_head",
+        "usual", "tail", "_head", "_window",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -66,6 +66,7 @@ class Link:
         self.absent = False  # it is to be told that the host has gone
         self.usual: list[tuple[int, int]] = []  # what poll says when there is a reply, and nothing else anywhere
         self.tail: bytes | None = None  # the last reply from behind its number, where that may be of use
+        self._window: blob.Memory | None = None  # the memory that its worker keeps for bulk data
         self._head = b""  # what stands before that in the reply to a request that `hop` sent
         self._moved: Request | None = None  # one that was unread before
         self._assembler = frame.Assembler(walk=False)
@@ -262,32 +263,38 @@ class Link:
         return request, ok, result
 
     def _attach(self, value: list[object], fd: int | None) -> None:
-        """Make a reply of four elements one of three: each member named in the fourth becomes its part of the memfd.
+        """Make a reply of five elements one of three: each member named in the fourth becomes its part of a memfd, the kept one
+        if the fifth says so.
 
         Owns `fd`, also when it raises ProtocolViolation."""
-        try:
-            if len(value) != 4:
-                raise ProtocolViolation("not a reply")
-            number, ok, result, names = value
-            request = self.current
-            if request is None or number != self.current_id or ok is not True or self._greeting:
-                raise ProtocolViolation("bulk data for nothing")
-            assert request.command is not None
-            gives = request.command.gives
-            if type(result) is not dict or type(names) is not list or not 0 < len(names) <= len(gives):
-                raise ProtocolViolation("not bulk data")
-            sizes: list[int] = []
-            for name in names:
-                if name not in gives or type(result.get(name)) is not int or names.count(name) != 1:
-                    raise ProtocolViolation("bulk data that the command does not have")
-                sizes.append(result[name])
-        except ProtocolViolation:
-            if fd is not None:
-                os.close(fd)
-            raise
-        for name, part in zip(names, blob.open_all(fd, sizes), strict=True):
+        memory: blob.Memory | None = None
+        kept = len(value) == 5 and value[4] is True
+        if fd is not None:
+            memory = blob.take(fd, kept=kept)
+        if len(value) != 5 or type(value[4]) is not bool:
+            raise ProtocolViolation("not a reply")
+        number, ok, result, names, _ = value
+        request = self.current
+        if request is None or number != self.current_id or ok is not True or self._greeting:
+            raise ProtocolViolation("bulk data for nothing")
+        assert request.command is not None
+        gives = request.command.gives
+        if type(result) is not dict or type(names) is not list or not 0 < len(names) <= len(gives):
+            raise ProtocolViolation("not bulk data")
+        sizes: list[int] = []
+        for name in names:
+            if name not in gives or type(result.get(name)) is not int or names.count(name) != 1:
+                raise ProtocolViolation("bulk data that the command does not have")
+            sizes.append(result[name])
+        if kept:
+            if memory is not None:
+                self._window = memory
+            memory = self._window
+        if memory is None:
+            raise ProtocolViolation("bulk data without a descriptor")
+        for name, part in zip(names, blob.parts(memory, sizes, kept=kept), strict=True):
             result[name] = part
-        del value[3]
+        del value[3:]
 
     def idle_at(self) -> float | None:
         """When to ask whether it may go."""
@@ -306,6 +313,7 @@ class Link:
             self.fd = -1
         self.state = DOWN
         self._head = b""
+        self._window = None
         self._unsent.clear()
 
     def lost(self) -> Request | None:

@@ -45,7 +45,7 @@ class Domain:
     paths       path -> (letters, why): what it may open after its walls are up, enforced by Landlock; None: no Landlock.
                 l list folders, r read files, w write files, x execute, c create, rename and remove files, d make folders,
                 n other changes of names, i ioctl on devices (`sandbox/landlock.py`).  "$NAME" is what the environment says,
-                "~" each account's home (`sandbox/paths.py`)
+                "selinux:PATH" one where SELinux is in force, "~" each account's home (`sandbox/paths.py`)
     scoped      Landlock also keeps its signals and its connections to abstract sockets inside
     filtered    its system calls are filtered
     network     "host": the network namespace of the agent; "none": an empty one of its own
@@ -74,7 +74,7 @@ class Domain:
         network: str = "host",
         limits: Mapping[str, int] | None = None,
         channel: str = "front",
-        idle: float = 60.0,
+        idle: float = 15.0,
         programs: bool = False,
         locked: bool = False,
     ) -> None:
@@ -91,6 +91,21 @@ class Domain:
         self.idle = idle
         self.programs = programs
         self.locked = locked
+
+    @property
+    def selinux_type(self) -> str:
+        """The type that SELinux knows the process by, once it is what the row says (selinux/README.md)."""
+        return f"privsep_ga_{self.name}_t"
+
+    @property
+    def selinux_start_type(self) -> str:
+        """The type between the exec and the drop, which leads to the one above and nowhere else."""
+        return f"privsep_ga_{self.name}_start_t"
+
+    @property
+    def selinux_entry_type(self) -> str:
+        """The label of its entry script."""
+        return f"privsep_ga_{self.name}_entry_t"
 
     def mask(self, available: int) -> int:
         """The capability set as the kernel's bit mask; `available` is what the agent itself was started with, which "ALL"
@@ -265,6 +280,10 @@ DOMAINS: Final = (
             "/lib": ("lrx", "the same"),
             "/lib64": ("lrx", "the same"),
             "/proc": ("lr", "libraries look at their own process, the kernel's settings and what entropy there is"),
+            "selinux:/proc": (
+                "w",
+                "PAM asks for shadow's label (attr/fscreate); the row's type may write nothing else there",
+            ),
             "/etc": ("lrwc", "shadow, its lock, its backup and its successor; PAM's settings"),
             "/dev/null": ("rw", "programs' standard input"),
             "/dev/urandom": ("r", "salt"),

@@ -18,6 +18,8 @@ import stat
 from policy.seal import draft
 from privsep import spawn, wiring
 from privsep.board import Board
+from privsep.counters import Page
+from privsep.ledger import outlet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,15 +28,21 @@ if TYPE_CHECKING:
 
 
 class Early:
-    """A front that waits for its slice: its process, our end of its control socket, the memfd and the board it has."""
+    """A front that waits for its slice: its process, our ends of its control and audit sockets, the memfd, the board and the
+    counters it has, and our own status when it was started (what it inherited: we have no filter yet)."""
 
-    __slots__ = ("pid", "control", "policy", "board")
+    __slots__ = ("pid", "control", "policy", "board", "audit", "counters", "status")
 
-    def __init__(self, pid: int, control: Socket, policy: int, board: Board) -> None:
+    def __init__(
+        self, pid: int, control: Socket, policy: int, board: Board, audit: Socket, counters: Page, status: bytes
+    ) -> None:
+        self.audit = audit
+        self.counters = counters
         self.pid = pid
         self.control = control
         self.policy = policy
         self.board = board
+        self.status = status
 
     def abandon(self) -> None:
         """There will be no agent after all."""
@@ -54,6 +62,9 @@ def start_front(config: Config, libexec: str) -> Early | None:
         policy = spawn.above(draft("privsep-ga-front"))
         ours, theirs = wiring.pair()
         control = spawn.above(theirs.detach())
+        audit, their_audit = outlet()
+        counters = Page.create("front")
+        counters.fd = spawn.above(counters.fd)
         log = spawn.above(os.dup(2))
     except OSError:
         return None
@@ -64,6 +75,8 @@ def start_front(config: Config, libexec: str) -> Early | None:
             policy=policy,
             board=board.fd,
             log=log,
+            audit=their_audit,
+            counters=counters.fd,
             environ=spawn.environment(dict(os.environ), programs=False),
         )
     except OSError:
@@ -71,4 +84,6 @@ def start_front(config: Config, libexec: str) -> Early | None:
     finally:
         os.close(control)
         os.close(log)
-    return Early(pid, ours, policy, board)
+        os.close(their_audit)
+    with open("/proc/self/status", "rb", buffering=0) as f:  # while the child's interpreter starts
+        return Early(pid, ours, policy, board, audit, counters, f.read(16384))

@@ -11,17 +11,22 @@ import select
 import time
 
 from privsep import dispatch, wiring
+from privsep.audit import Audit
+from privsep.audit import arguments as visible
+from privsep.counters import nowhere
 from privsep.domains import DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
 from privsep.hostside import LOOK_AGAIN, HostSide
+from protocol import tally
 from protocol.errors import CommandError, ProtocolViolation
-from protocol.session import Request, Session
+from protocol.session import FROZEN, Request, Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
     from privsep.board import Board
+    from privsep.counters import Page
     from privsep.log import Log
     from privsep.wiring import Socket
 
@@ -31,8 +36,19 @@ _LAST_WORDS: Final = 0.5  # seconds for what is still to be written when the sup
 
 class Front:
     def __init__(
-        self, control: Socket, *, allowed: frozenset[str], settings: dict[str, str], board: Board, log: Log
+        self,
+        control: Socket,
+        *,
+        allowed: frozenset[str],
+        settings: dict[str, str],
+        board: Board,
+        log: Log,
+        audit: Audit | None = None,
+        counters: Page | None = None,
     ) -> None:
+        self._counts: memoryview | list[int] = nowhere() if counters is None else counters.numbers
+        self._audit = Audit(-1, self._counts) if audit is None else audit
+        self._told: set[tuple[str, str]] = set()  # refusals of what hosts ask all the time: told once
         self._control = control
         self._log = log
         self._host = HostSide()
@@ -40,7 +56,8 @@ class Front:
         self._channel: tuple[int, int] | None = None  # what of the channel is polled, and for what
         self._present = False  # a host has said something since it was last seen to be gone
         self._due: float | None = None  # when `_timers` is to be called, at the latest
-        self._ids = [0]
+        # Not from 1: in the audit trail a request's number is larger than those that a front before this one gave.
+        self._ids = [int(time.monotonic() * 1000)]
         tables = fingerprint()
         self._links = {d.name: dispatch.Link(d.name, tables, self._ids) for d in DOMAINS if d.channel == "front"}
         self._by_fd: dict[int, dispatch.Link] = {}
@@ -50,7 +67,9 @@ class Front:
             version=settings.get("version", "0.0.0"),
             refusal=settings.get("refusal", "the command is not allowed"),
             host_name=lambda: os.uname().nodename or "localhost",
+            counts=self._counts,
         )
+        self._session.sink = self._host.write
 
     # -- the loop
 
@@ -102,6 +121,8 @@ class Front:
                         self._from_host(events, now)
             if session.calls:
                 self._dispatch(now)
+            if session.refused:
+                self._refused()
             if session.output or session.delivered or host.ended or not host.connected:
                 self._write(now)
             if session.sync_at is not None:
@@ -157,6 +178,32 @@ class Front:
             for at in (link.deadline, link.idle_at()):
                 if at is not None and not link.overdue:
                     self._remind(at)
+
+    def _refused(self) -> None:
+        """Tell the audit trail of what was refused here."""
+        refused, self._session.refused = self._session.refused, []
+        for request in refused:
+            command = request.command
+            assert command is not None
+            if command.polled:
+                if (command.name, request.reason) in self._told:
+                    continue
+                self._told.add((command.name, request.reason))
+            rule = FROZEN if request.reason == FROZEN else ""
+            self._audit.refused(self._next_id(), command.name, visible(command, request.arguments), rule)
+
+    def _next_id(self) -> int:
+        self._ids[0] += 1
+        return self._ids[0]
+
+    def _failed(self, request: Request, error: CommandError, now: float) -> None:
+        """No worker will answer it."""
+        command = request.command
+        assert command is not None
+        self._counts[command.cell + tally.LOST] += 1
+        if not command.polled:
+            self._audit.lost(request.call or self._next_id(), command.name, error.desc)
+        self._session.failed(request, error, now)
 
     # -- the channel
 
@@ -309,7 +356,7 @@ class Front:
                 if known is not None:
                     known.reply = link.tail
             except (TypeError, ValueError, RecursionError):
-                self._session.failed(request, dispatch.nonsense(request), now)
+                self._failed(request, dispatch.nonsense(request), now)
                 assert request.command is not None
                 raise ProtocolViolation(f"its reply is none that {request.command.name} has") from None
         else:
@@ -327,7 +374,7 @@ class Front:
             assert request.command is not None
             notice = dispatch.death_notice(request.command, link.overdue)
             self._log.error(notice.desc)
-            self._session.failed(request, notice, now)
+            self._failed(request, notice, now)
             self._dispatch(now)
         if link.queue and link.state == dispatch.DOWN:
             link.state = dispatch.ASKED
@@ -339,7 +386,7 @@ class Front:
         waiting, link.queue = link.queue, []
         now = time.monotonic()
         for request in waiting:
-            self._session.failed(request, error, now)
+            self._failed(request, error, now)
         self._dispatch(now)
 
     # -- the supervisor
@@ -384,7 +431,7 @@ class Front:
         for link in self._links.values():
             for request in ([link.current] if link.current is not None else []) + link.queue:
                 if not request.muted:
-                    self._session.failed(request, CommandError("the agent is being stopped"), end)
+                    self._failed(request, CommandError("the agent is being stopped"), end)
             link.queue.clear()
         while self._session.output and self._host.connected and time.monotonic() < end:
             count = self._host.write(self._session.output)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from privsep.board import Board
     from privsep.children import Child
+    from privsep.ledger import Ledger
     from privsep.log import Log
     from privsep.loop import Loop
     from privsep.runfiles import RunFiles
@@ -41,7 +42,7 @@ class Holder:
 
     __slots__ = (
         "armed", "stopping", "_loop", "_log", "_children", "_board", "_runfiles", "_auto_thaw", "_marker", "_privileged",
-        "_start", "_changed", "_ended", "_recovery",
+        "_ledger", "_start", "_changed", "_ended", "_recovery",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +56,7 @@ class Holder:
         auto_thaw: float,
         marker: Callable[[bool], None],
         privileged: bool,
+        ledger: Ledger,
         start: Callable[[str], bool],
         changed: Callable[[], None],
         ended: Callable[[], None],
@@ -67,6 +69,7 @@ class Holder:
         self._auto_thaw = auto_thaw
         self._marker = marker
         self._privileged = privileged
+        self._ledger = ledger
         self._start = start
         self._changed = changed
         self._ended = ended
@@ -91,6 +94,7 @@ class Holder:
         if marker:
             self._marker(True)
         self.armed = True
+        self._ledger.frozen(True)
         self._board.set_frozen(True)
         if self._auto_thaw > 0 and self._loop.due("deadline") is None:  # a hostile fs cannot put it off
             self._loop.at("deadline", self._auto_thaw + _LATER, self._over)
@@ -105,6 +109,7 @@ class Holder:
             return
         self.armed = False
         self._board.set_frozen(False)
+        self._ledger.frozen(False)
         self._marker(False)
         self._ended()
 
@@ -166,6 +171,7 @@ class Holder:
             finally:
                 os._exit(status)
         self._recovery = (pid, os.pidfd_open(pid))
+        self._ledger.recovery(reason)
         self._loop.watch(self._recovery[1], lambda: self._recovered())
         self._loop.at("recovery", _RECOVERY, lambda: self._log.error("thawing from the journal takes long"))
 

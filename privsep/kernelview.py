@@ -1,19 +1,22 @@
 """A running agent as the kernel sees it, and how that compares with the privilege table.
 
-The agent's own word is used for one thing only: which process is which (`status` in the runtime directory, written by the
-supervisor).  All else is read from /proc, proc(5); what this user may not read is None.
+The agent's own word is used for two things only: which process is which (`status` in the runtime directory, written by the
+supervisor; that each is the supervisor's child, and that there are no others, is seen), and the level of Landlock, which the kernel
+does not tell.  All else is read from /proc, proc(5); what this user may not read is None.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import _prctl
+
 from privsep.accounts import resolve
-from privsep.domains import BY_NAME, CAPABILITIES, SUPERVISOR_CAPS
+from privsep.domains import BY_NAME, CAPABILITIES, SUPERVISOR_CAPS, Domain
 from privsep.rundir import NAME
 
 SETS = {
@@ -24,6 +27,10 @@ SETS = {
     "CapAmb": "ambient",
 }
 NAMESPACES = ("net", "mnt", "pid", "user", "ipc", "uts")
+# proc_pid_limits(5): the limits that rows have, by the kernel's names.
+LIMITS = {"CORE": "Max core file size", "FSIZE": "Max file size", "NOFILE": "Max open files", "NPROC": "Max processes"}
+_UNLIMITED = 1 << 64
+_SETTLED = 1.0  # seconds after which a process that starts or ends has done so
 
 
 class NoAgent(Exception):
@@ -40,6 +47,23 @@ class Report:
     processes: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     landlock: dict[str, str] = field(default_factory=dict)
+    audit: str = ""  # the sink of audit records
+    rules: dict[str, tuple[str, str]] = field(default_factory=dict)  # refused command -> (rule, origin)
+    # (command, refusals, rule, origin) of policies that were in force before
+    refused: list[tuple[str, int, str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A cell that is not as the privilege table has it."""
+
+    process: str
+    cell: str
+    found: object
+    wanted: object
+
+    def __str__(self) -> str:
+        return f"{self.process}: {self.cell} is {self.found}, not {self.wanted}"
 
 
 @dataclass(slots=True)
@@ -53,6 +77,8 @@ class Process:
     files: int | None
     pss: int | None  # bytes
     age: float | None  # seconds
+    limits: dict[str, int] = field(default_factory=dict)  # hard ones
+    resident: int | None = None  # bytes
 
     def number(self, key: str, base: int = 10) -> int | None:
         words = self.status.get(key, [])
@@ -73,6 +99,12 @@ def parse_report(text: str) -> Report:
                 report.restarts[name] = int(count)
             case ["landlock", name, level]:
                 report.landlock[name] = level
+            case ["audit", *words]:
+                report.audit = " ".join(words)
+            case ["rule", command, rule, *words]:
+                report.rules[command] = rule, " ".join(words)
+            case ["refused", command, count, rule, *words] if count.isdigit():
+                report.refused.append((command, int(count), rule, " ".join(words)))
             case ["frozen", flag]:
                 report.frozen = flag == "1"
             case ["deadline", seconds]:
@@ -136,6 +168,8 @@ def look(name: str, pid: int) -> Process:
         _count(base / "fd"),
         _pss(base / "smaps_rollup"),
         _age(base / "stat"),
+        _limits(base / "limits"),
+        int(status["VmRSS"][0]) * 1024 if "VmRSS" in status else None,
     )
 
 
@@ -168,12 +202,64 @@ def _age(path: Path) -> float | None:
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
 
 
+def _limits(path: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    try:
+        lines = path.read_text().splitlines()
+    except PermissionError:
+        return found
+    for name, title in LIMITS.items():
+        for line in lines:
+            if line.startswith(title):
+                hard = line[len(title) :].split()[1]
+                found[name] = _UNLIMITED if hard == "unlimited" else int(hard)
+    return found
+
+
+def children(pid: int) -> set[int]:
+    """The processes that its threads started and that are still there (proc_pid_task_children(5))."""
+    found: set[int] = set()
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found.update(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it ended, or this kernel has no such file
+    return found
+
+
+def strangers(directory: str, wait: float = _SETTLED) -> list[Difference]:
+    """Children of the supervisor that its status does not name.  One that is starting or ending is given time."""
+    seen: set[int] | None = None
+    for pause in (0.0, wait):
+        if seen == set():
+            break
+        time.sleep(pause)
+        report = _report(directory)
+        if report is None or "supervisor" not in report.processes:
+            return []
+        now = children(report.processes["supervisor"]) - set(report.processes.values())
+        seen = now if seen is None else seen & now
+    return [Difference(f"process {pid}", "name", "not in the agent's status", "a row's") for pid in sorted(seen or ())]
+
+
 def names(mask: int) -> list[str]:
     """The capabilities of a mask by name; those without one here by number; `ALL` where nothing is missing."""
     if mask and mask == full_mask():
         return ["ALL"]
-    known = {number: name for name, number in CAPABILITIES.items()}
-    return [known.get(n, str(n)) for n in range(64) if mask >> n & 1]
+    return [_NAMES.get(n, str(n)) for n in range(64) if mask >> n & 1]
+
+
+_NAMES = {
+    value: name.removeprefix("CAP_")
+    for name, value in vars(_prctl).items()
+    if name.startswith("CAP_") and name not in ("CAP_EFFECTIVE", "CAP_PERMITTED", "CAP_INHERITABLE", "CAP_LAST_CAP")
+}
+
+
+def every() -> list[str]:
+    """The names of all capabilities of this kernel."""
+    mask = full_mask()
+    return [_NAMES.get(n, str(n)) for n in range(64) if mask >> n & 1]
 
 
 def full_mask() -> int:
@@ -181,34 +267,38 @@ def full_mask() -> int:
         return (1 << int(f.read()) + 1) - 1
 
 
-def differences(process: Process, *, privileged: bool) -> list[str]:
-    """The cells that are not as the table has them, in words; empty when all are."""
-    found: list[str] = []
+def differences(
+    process: Process, *, privileged: bool, supervisor: Process | None = None, landlock: str | None = None
+) -> list[Difference]:
+    """The cells that are not as the table has them; empty when all are.
+
+    `supervisor` is what an own namespace, an own filter and a child are told by; `landlock` the level that it reported."""
+    row = BY_NAME.get(process.name)
+    if process.name == "supervisor":
+        return _of_supervisor(process) if privileged else []
+    if row is None:
+        return [Difference(process.name, "name", "unknown", "a row's")]
+    found: list[Difference] = []
 
     def compare(cell: str, is_: object, want: object) -> None:
         if is_ != want:
-            found.append(f"{process.name}: {cell} is {is_}, not {want}")
+            found.append(Difference(process.name, cell, is_, want))
 
-    supervisor = process.name == "supervisor"
-    row = BY_NAME.get(process.name)
-    if row is None and not supervisor:
-        return [f"{process.name}: there is no such row"]
-    if not supervisor:
-        compare("NoNewPrivs", process.number("NoNewPrivs"), 1)
-        if row is not None and row.filtered:
-            compare("Seccomp", process.number("Seccomp"), 2)
+    compare("NoNewPrivs", process.number("NoNewPrivs"), 1)
+    if row.filtered:
+        compare("Seccomp", process.number("Seccomp"), 2)
+    for name, value in row.limits.items():
+        if name in process.limits and process.limits[name] > value:
+            compare(LIMITS[name], process.limits[name], value)
+    if row.paths is not None and landlock in ("0", "none"):
+        compare("Landlock (as it says itself)", landlock, "in force")
+    if supervisor is not None:
+        _beside(row, process, supervisor, compare, privileged=privileged)
     if not privileged:
         return found
     held, bound = process.mask("CapEff"), process.mask("CapBnd")
-    compare("permitted", names(process.mask("CapPrm")), names(held))
     compare("inheritable", names(process.mask("CapInh")), [])
     compare("ambient", names(process.mask("CapAmb")), [])
-    if row is None:  # the supervisor: at least its own, and whatever the enabled rows need
-        compare("Uid", process.status["Uid"], ["0"] * 4)
-        missing = [c for c in SUPERVISOR_CAPS if not held >> CAPABILITIES[c] & 1]
-        compare("missing capabilities", missing, [])
-        compare("bounding", names(bound), names(held))
-        return found
     ids, _ = resolve(Path("/etc/passwd").read_bytes())
     uid, gid = ids[row.name]
     compare("Uid", process.status["Uid"], [str(uid)] * 4)
@@ -217,5 +307,43 @@ def differences(process: Process, *, privileged: bool) -> list[str]:
     # ALL is whatever the agent itself was given, which cannot be told from outside.
     want = held if "ALL" in row.caps else row.mask(0)
     compare("effective", names(held), names(want))
+    compare("permitted", names(process.mask("CapPrm")), names(want))
     compare("bounding", names(bound), names(want))
     return found
+
+
+def _beside(
+    row: Domain,
+    process: Process,
+    supervisor: Process,
+    compare: Callable[[str, object, object], None],
+    *,
+    privileged: bool,
+) -> None:
+    """What shows in comparison with the supervisor only."""
+    compare("PPid", process.number("PPid"), supervisor.pid)
+    inherited, filters = supervisor.number("Seccomp_filters"), process.number("Seccomp_filters")
+    if inherited and row.name == "front":
+        inherited -= 1  # the first is started before the supervisor has its own
+    if row.filtered and inherited is not None and filters is not None and filters <= inherited:
+        compare("Seccomp_filters", filters, f"more than the supervisor's {inherited}")
+    here, there = process.namespaces.get("net"), supervisor.namespaces.get("net")
+    if privileged and here is not None and there is not None:
+        compare("network namespace", "the supervisor's" if here == there else "its own", _NETWORK[row.network])
+
+
+_NETWORK = {"none": "its own", "host": "the supervisor's"}
+
+
+def _of_supervisor(process: Process) -> list[Difference]:
+    """At least its own capabilities; beyond them whatever the enabled rows need, which is not told from outside."""
+    held = process.mask("CapEff")
+    cells: list[tuple[str, object, object]] = [
+        ("Uid", process.status["Uid"], ["0"] * 4),
+        ("missing capabilities", [c for c in SUPERVISOR_CAPS if not held >> CAPABILITIES[c] & 1], []),
+        ("permitted", names(process.mask("CapPrm")), names(held)),
+        ("bounding", names(process.mask("CapBnd")), names(held)),
+        ("inheritable", names(process.mask("CapInh")), []),
+        ("ambient", names(process.mask("CapAmb")), []),
+    ]
+    return [Difference("supervisor", cell, found, wanted) for cell, found, wanted in cells if found != wanted]

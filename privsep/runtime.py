@@ -13,8 +13,12 @@ import select
 import time
 
 from privsep import blob, frame, wiring
+from privsep.audit import Audit
+from privsep.audit import arguments as visible
+from privsep.counters import nowhere
 from privsep.domains import BY_NAME
 from privsep.fingerprint import fingerprint
+from protocol import tally
 from protocol.commands import Command, verbs_of
 from protocol.errors import CommandError, ProtocolViolation
 from protocol.schema import check_arguments
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from privsep.board import Board
+    from privsep.counters import Page
     from privsep.log import Log
     from privsep.wiring import Socket
 
@@ -51,6 +56,8 @@ class Context:
     control   the socket to the supervisor (fs and thawer)
     board     its `frozen` is the agent's frozen flag
     deferred  messages (bytes, descriptor) that a handler took from control while it waited for another; the loop's
+    audit     the audit trail
+    counts    this process's counters, places by protocol/tally.py
     """
 
     def __init__(
@@ -61,8 +68,13 @@ class Context:
         root: str = "",
         control: Socket | None = None,
         board: Board | None = None,
+        audit: Audit | None = None,
+        counters: Page | None = None,
     ) -> None:
         self.settings = settings or {}
+        self.counters = counters
+        self.counts: memoryview | list[int] = nowhere() if counters is None else counters.numbers
+        self.audit = Audit(-1, self.counts) if audit is None else audit
         self.root = root
         self.state = State()
         self.log = log
@@ -109,6 +121,7 @@ class Worker:
         self._front_fd = -1
         self._assembler = frame.Assembler()
         self._greeted = False
+        self._window_sent = False  # this front has the memory that is kept for bulk data
         self._unconfirmed: dict[int, Command] = {}
         self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
         self._view = memoryview(self._buffer)
@@ -194,6 +207,7 @@ class Worker:
             self._front_fd = fd
             self._assembler = frame.Assembler()
             self._greeted = False
+            self._window_sent = False
             self._unconfirmed.clear()
         else:
             name = _TAG_NAMES[data[:1]]
@@ -257,51 +271,63 @@ class Worker:
         self, number: int, verb: _Verb, arguments: dict[str, object], bulk: frame.Incoming | None = None
     ) -> None:
         command = verb.command
-        log = self._context.log
-        begun = 0.0
-        if verb.audited:
-            begun = time.monotonic()
-            log.info(f"begin {number} {command.name}")
+        context = self._context
+        audit = context.audit if verb.audited else None
+        begun = 0.0 if audit is None else time.monotonic()
+        result = tally.OK
+        taken = 0
         value: object
         try:
             handler = verb.handler
-            if handler is None:
+            if handler is None:  # the front would have refused it, so it is always told
+                result = tally.REFUSED
+                context.audit.refused(number, command.name, visible(command, arguments))
                 raise CommandError.disabled(command.name)
             if bulk is not None:
                 arguments[command.takes] = ""  # it is text; what is in it is the handler's to judge
-            if arguments or command.args:
-                checked = check_arguments(command.args, arguments)
-                if bulk is not None:
-                    checked[command.takes] = bulk
-                names = verb.names
-                ok, value = True, handler(self._context, **{names[k]: v for k, v in checked.items()})
-            else:
-                ok, value = True, handler(self._context)
+            checked = check_arguments(command.args, arguments) if arguments or command.args else arguments
+            if command.takes:
+                taken = (len(checked.get(command.takes, "")) if bulk is None else bulk.size) * 3 // 4  # type: ignore[arg-type]
+            if audit is not None:
+                audit.begin(number, command.name, visible(command, checked))
+            if bulk is not None:
+                checked[command.takes] = bulk
+            names = verb.names
+            ok, value = True, handler(context, **{names[k]: v for k, v in checked.items()})
         except CommandError as e:
             ok, value = False, [e.kind, e.desc]
+            result = result or tally.ERROR
         except Exception as e:  # a bug: told without the values, which may be secret
             place = e.__traceback__
             while place is not None and place.tb_next is not None:
                 place = place.tb_next
             where = f"{os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}" if place else "?"
-            log.error(f"{command.name}: {type(e).__name__} at {where}")
+            context.log.error(f"{command.name}: {type(e).__name__} at {where}")
             if isinstance(e, ProtocolViolation):
                 raise
             ok, value = (
                 False,
                 ["GenericError", f"{command.name} failed inside the agent ({type(e).__name__} at {where})"],
             )
+            result = tally.ERROR
         if bulk is not None:
             bulk.drain()
         if command.confirm:
             self._unconfirmed[number] = command
+        given = 0
         if ok and command.gives:
-            self._reply_bulk(number, command, value)
+            given = self._reply_bulk(number, command, value)
         else:
             self._reply(number, ok, value)
-        if verb.audited:
-            took = (time.monotonic() - begun) * 1000
-            log.info(f"end {number} {command.name} {'ok' if ok else 'error'} {took:.1f} ms")
+        counts, cell = context.counts, command.cell
+        counts[cell + result] += 1
+        if taken:
+            counts[cell + tally.TAKEN] += taken
+        if given:
+            counts[cell + tally.GIVEN] += given
+        if audit is not None and result != tally.REFUSED:
+            error = None if ok else value[1]  # type: ignore[index]
+            audit.end(number, command.name, error=error, took=time.monotonic() - begun, taken=taken, given=given)
 
     def _reply(self, number: int, ok: bool, value: object) -> None:
         assert self._front is not None
@@ -311,29 +337,39 @@ class Worker:
         except OSError:
             pass  # the front is gone; the end of file that follows says so
 
-    def _reply_bulk(self, number: int, command: Command, value: object) -> None:
-        """A reply whose bulk members, raw bytes until here, go into a memfd when they are large."""
+    def _reply_bulk(self, number: int, command: Command, value: object) -> int:
+        """A reply whose bulk members, raw bytes until here, go into a memfd when they are large; how many bytes those are."""
         assert self._front is not None and isinstance(value, dict)
         members = [name for name in command.gives if name in value]
-        made: blob.Sealed | None = None
-        if len(members) == 1 and isinstance(value[members[0]], blob.Sealed):
+        made: blob.Sealed | blob.Kept | None = None
+        if len(members) == 1 and isinstance(value[members[0]], (blob.Sealed, blob.Kept)):
             made = value[members[0]]
-            value[members[0]] = made.size
-        elif sum(len(value[name]) for name in members) > frame.INLINE:
+            size: int = made.size
+            value[members[0]] = size
+        elif (size := sum(len(value[name]) for name in members)) > frame.INLINE:
             try:
                 made = blob.of([value[name] for name in members])
             except OSError as e:
                 self._reply(number, False, ["GenericError", f"no memory for the reply: {e.strerror}"])
-                return
+                return 0
             for name in members:
                 value[name] = len(value[name])
         if made is None:
             self._reply(number, True, value)
-            return
+            return size
+        kept = isinstance(made, blob.Kept)
+        (part,) = frame.encode([number, True, value, members, kept])
         try:
-            (part,) = frame.encode([number, True, value, members])
-            wiring.send_fd(self._front, part, made.fd)
+            if isinstance(made, blob.Sealed):
+                wiring.send_fd(self._front, part, made.fd)
+            elif self._window_sent:
+                self._front.send(part)
+            else:
+                self._window_sent = True
+                wiring.send_fd(self._front, part, blob.window().fd)
         except OSError:
-            pass
+            pass  # the front is gone; the end of file that follows says so
         finally:
-            os.close(made.fd)
+            if isinstance(made, blob.Sealed):
+                os.close(made.fd)
+        return size

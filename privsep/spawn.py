@@ -1,6 +1,6 @@
 """Start a child: fork and exec its entry script with exactly the descriptors of docs/architecture.md.
 
-posix_spawn, so the supervisor is not copied; every other descriptor is close-on-exec.  The child's numbers 3, 4 and 5 are dup2
+posix_spawn, so the supervisor is not copied; every other descriptor is close-on-exec.  The child's numbers 3 to 7 are dup2
 targets, hence the supervisor keeps its own sources at `LOWEST` and above.
 """
 
@@ -46,7 +46,9 @@ def environment(environ: dict[str, str], *, programs: bool) -> dict[str, str]:
     return {**_MALLOC, **{k: environ[k] for k in _KEPT if k in environ}}
 
 
-def spawn(entry: str, *, control: int, policy: int, board: int, log: int, environ: dict[str, str]) -> int:
+def spawn(
+    entry: str, *, control: int, policy: int, board: int, log: int, audit: int, counters: int, environ: dict[str, str]
+) -> int:
     """The child's pid.  Raises OSError when its entry script cannot be executed."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -57,6 +59,8 @@ def spawn(entry: str, *, control: int, policy: int, board: int, log: int, enviro
             (os.POSIX_SPAWN_DUP2, control, wiring.CONTROL_FD),
             (os.POSIX_SPAWN_DUP2, policy, wiring.SLICE_FD),
             (os.POSIX_SPAWN_DUP2, board, wiring.BOARD_FD),
+            (os.POSIX_SPAWN_DUP2, audit, wiring.AUDIT_FD),
+            (os.POSIX_SPAWN_DUP2, counters, wiring.COUNTERS_FD),
         ]
         return os.posix_spawn(entry, [entry], environ, file_actions=actions, setsigmask=[])
     finally:

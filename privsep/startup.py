@@ -10,7 +10,9 @@ import os
 
 from policy.seal import fill, seal, slice_for
 from privsep import channel, rundir, statefile
+from privsep.auditsink import SinkError
 from privsep.domains import BY_NAME
+from privsep.ledger import Ledger
 from privsep.log import Log
 from privsep.runfiles import RunFiles
 from privsep.supervisor import Supervisor
@@ -119,6 +121,10 @@ def _supervise(
 
     enabled = enabled_rows(policy, hook=bool(config.hook))
     _granted(enabled)
+    try:
+        ledger = Ledger(to=policy.more.get("audit-to", ""), log=log, policy=policy)
+    except SinkError as e:
+        raise StartError(str(e)) from None
     supervisor = Supervisor(
         log=log,
         libexec=libexec,
@@ -131,6 +137,7 @@ def _supervise(
         hook_limit=float(policy.hook_limit),
         marker=marker,
         policy_name=policy.name,
+        ledger=ledger,
         early=early,
     )
     log.hold = lambda: supervisor.board.frozen

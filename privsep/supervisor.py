@@ -26,6 +26,7 @@ from privsep.children import Child
 from privsep.domains import BY_NAME, DOMAINS, LANDLOCK, LANDLOCK_UNDECLARED, NUMBER, SUPERVISOR_CAPS
 from privsep.frontlog import FrontLog
 from privsep.holder import Holder
+from privsep.ledger import outlet
 from privsep.loop import Loop
 from privsep.notify import Notifier
 from privsep.sandbox import caps
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from privsep.early import Early
+    from privsep.ledger import Ledger
     from privsep.log import Log
     from privsep.runfiles import RunFiles
     from privsep.wiring import Socket
@@ -70,9 +72,11 @@ class Supervisor:
         hook_limit: float,
         marker: Callable[[bool], None],
         policy_name: str,
+        ledger: Ledger,
         early: Early | None = None,
     ) -> None:
         self._log = log
+        self._ledger = ledger
         self._libexec = libexec
         self._enabled = enabled
         self._slices = slices
@@ -90,6 +94,7 @@ class Supervisor:
         self._early = early
         if early is not None:
             self.board = early.board
+            ledger.keep("front", early.counters)
         else:
             self.board = Board.create()
             self.board.fd = spawn.above(self.board.fd)
@@ -109,6 +114,7 @@ class Supervisor:
             auto_thaw=auto_thaw,
             marker=marker,
             privileged=self._privileged,
+            ledger=ledger,
             start=self._start,
             changed=self._changed,
             ended=self._freeze_ended,
@@ -135,6 +141,7 @@ class Supervisor:
         self._take_signals()
         if self._front_log is not None:
             self._front_log.watch()
+        self._ledger.listen(self._loop)
         self._open()
         if self._privileged:
             self._limit()
@@ -152,6 +159,7 @@ class Supervisor:
             self._loop.turn()
         if self._front_log is not None:
             self._front_log.copy()
+        self._ledger.drain()
         self._runfiles.remove_status()
         return 1 if self._failed else 0
 
@@ -236,9 +244,11 @@ class Supervisor:
                 early.control.send(wiring.GO)
             except OSError:
                 pass  # its death is on its way
-            self._watch(child, early.pid, early.control)
+            self._watch(child, early.pid, early.control, early.status)
+            self._ledger.watch(name, early.pid, early.audit)
             return True
         ours, theirs = wiring.pair()
+        audit, their_audit = outlet()
         policy = spawn.above(self._slices(name, settings, None))
         control = spawn.above(theirs.detach())
         try:
@@ -248,6 +258,8 @@ class Supervisor:
                 policy=policy,
                 board=self.board.fd,
                 log=self._front_log.writer if name == "front" and self._front_log is not None else self._log_fd,
+                audit=their_audit,
+                counters=self._ledger.counters(name).fd,
                 environ=spawn.environment(dict(os.environ), programs=child.row.programs),
             )
         except OSError as e:
@@ -257,17 +269,20 @@ class Supervisor:
             child.life.started()
             child.life.died(time.monotonic(), expected=False)
             ours.close()
+            audit.close()
             return False
         finally:
             os.close(policy)
             os.close(control)
+            os.close(their_audit)
         self._watch(child, pid, ours)
+        self._ledger.watch(name, pid, audit)
         if name == "fs":
             self._equip_fs()
         return True
 
-    def _watch(self, child: Child, pid: int, control: Socket) -> None:
-        child.born(pid, control)
+    def _watch(self, child: Child, pid: int, control: Socket, ours: bytes = b"") -> None:
+        child.born(pid, control, ours)
         self._loop.watch(control.fileno(), lambda: self._byte(child))
         self._loop.watch(child.pidfd, lambda: self._died(child))
 
@@ -513,6 +528,7 @@ class Supervisor:
                 lines.append(f"landlock {child.row.name} {level}")
             if child.life.restarts:
                 lines.append(f"restarts {child.row.name} {child.life.restarts}")
+        lines += self._ledger.status()
         deadline = self._holder.deadline
         if deadline is not None:
             lines.append(f"deadline {deadline:.3f}")

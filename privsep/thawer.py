@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from socket import socket as Socket
     from typing import Final
 
+    from privsep.audit import Audit
     from privsep.board import Board
     from privsep.log import Log
 
@@ -51,7 +52,10 @@ RCU_EXPEDITED: Final = "/sys/kernel/rcu_expedited"
 class Thawer:
     """The loop and its state."""
 
-    def __init__(self, control: Socket, *, board: Board, log: Log, rcu: int, boot: str) -> None:
+    def __init__(
+        self, control: Socket, *, board: Board, log: Log, rcu: int, boot: str, audit: Audit | None = None
+    ) -> None:
+        self._audit = audit
         self._control = control
         self._board = board
         self._log = log
@@ -162,6 +166,8 @@ class Thawer:
         self._reason, self._lapsed, self._lapsed_seconds = reason, self._cycle, self._seconds
         self._record(lapse_record(Lapse(self._cycle, self._seconds, wire.REASONS[reason])))
         self._log.error(f"the freeze did not hold: {wire.REASONS[reason]}")
+        if self._audit is not None:
+            self._audit.lapse(wire.REASONS[reason])
 
     def _release(self) -> None:
         """Nothing of ours is frozen: let go of it, have the supervisor lower the flag, answer fs if it asked."""
@@ -444,7 +450,9 @@ class Thawer:
         return wire.THAWED_BODY.pack(wire.THAWED, cycle, seconds, reason, len(results)) + results
 
 
-def prepare(control: Socket, *, settings: dict[str, str], board: Board, log: Log) -> Callable[[], None]:
+def prepare(
+    control: Socket, *, settings: dict[str, str], board: Board, log: Log, audit: Audit | None = None
+) -> Callable[[], None]:
     """While privileges last: open what puts rcu_expedited back.  Returns the main loop, to be run behind the walls."""
     one_arena()
     rcu = -1
@@ -453,4 +461,4 @@ def prepare(control: Socket, *, settings: dict[str, str], board: Board, log: Log
             rcu = os.open(RCU_EXPEDITED, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as e:
             log.debug(f"rcu_expedited is left alone: {e.strerror}")
-    return Thawer(control, board=board, log=log, rcu=rcu, boot=boot_id()).run
+    return Thawer(control, board=board, log=log, rcu=rcu, boot=boot_id(), audit=audit).run

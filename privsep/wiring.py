@@ -25,6 +25,8 @@ _FD_SIZE: Final = 4  # a C int; the array module would import collections for it
 CONTROL_FD: Final = 3
 SLICE_FD: Final = 4
 BOARD_FD: Final = 5
+AUDIT_FD: Final = 6
+COUNTERS_FD: Final = 7
 
 # One-byte messages of the control sockets.  `START` and `END` carry the domain's number in the low bits.
 READY: Final = b"R"  # and a second byte: the level of Landlock

@@ -10,6 +10,7 @@ Facts about arguments, results and versions are from QEMU's qga/qapi-schema.json
 
 from __future__ import annotations
 
+from protocol import tally
 from protocol.schema import Alternate, Arg, Enum, ListOf, Struct
 
 TYPE_CHECKING = False
@@ -40,10 +41,12 @@ class Command:
     secret    an argument is: nobody keeps a copy of such a request
     takes     the argument that is bulk data, "" if there is none
     gives     the members of the result that are bulk data
+    cell      where its counts begin on a page of counters (protocol/tally.py)
     """
 
     __slots__ = (
         "name", "domain", "args", "returns", "since", "frozen", "replies", "limit", "confirm", "polled", "takes", "gives", "secret",
+        "cell",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +75,7 @@ class Command:
         self.secret = any(a.secret for a in args)
         self.takes = next((a.name for a in args if a.bulk), "")
         self.gives = tuple([m.name for m in returns.members if m.bulk]) if type(returns) is Struct else ()
+        self.cell = -1
 
 
 def _opt(name: str, type: object) -> Arg:
@@ -304,7 +308,7 @@ COMMANDS: Final = (
     Command("guest-get-memory-block-info", "inventory", returns=Struct("GuestMemoryBlockInfo", Arg("size", "uint64")),
             since="2.3", polled=True),
     Command("guest-exec-status", "exec", Arg("pid", "int"), returns=_EXEC_STATUS, since="2.5", polled=True),
-    Command("guest-exec", "exec", Arg("path", "str"), _opt("arg", ListOf("str")), _opt("env", ListOf("str")),
+    Command("guest-exec", "exec", Arg("path", "str"), _opt("arg", ListOf("str")), Arg("env", ListOf("str"), optional=True, secret=True),
             Arg("input-data", "str", optional=True, secret=True, bulk=True), _opt("capture-output", _CAPTURE),
             returns=Struct("GuestExec", Arg("pid", "int")), since="2.5"),
     Command("guest-get-host-name", "front", returns=Struct("GuestHostName", Arg("host-name", "str")), since="2.10",
@@ -316,9 +320,9 @@ COMMANDS: Final = (
     Command("guest-get-osinfo", "inventory", returns=_OSINFO, since="2.10", polled=True),
     Command("guest-ssh-get-authorized-keys", "ssh", Arg("username", "str"), since="5.2",
             returns=Struct("GuestAuthorizedKeys", Arg("keys", ListOf("str")))),
-    Command("guest-ssh-add-authorized-keys", "ssh", Arg("username", "str"), Arg("keys", ListOf("str")),
+    Command("guest-ssh-add-authorized-keys", "ssh", Arg("username", "str"), Arg("keys", ListOf("str"), secret=True),
             _opt("reset", "bool"), since="5.2"),
-    Command("guest-ssh-remove-authorized-keys", "ssh", Arg("username", "str"), Arg("keys", ListOf("str")), since="5.2"),
+    Command("guest-ssh-remove-authorized-keys", "ssh", Arg("username", "str"), Arg("keys", ListOf("str"), secret=True), since="5.2"),
     Command("guest-get-diskstats", "inventory", returns=ListOf(_DISKSTATS), since="7.1", polled=True),
     Command("guest-get-cpustats", "inventory", returns=ListOf(_CPUSTATS), since="7.1", polled=True),
     Command("guest-get-load", "inventory", since="10.0", polled=True,
@@ -326,6 +330,9 @@ COMMANDS: Final = (
     Command("guest-network-get-route", "network", returns=ListOf(_ROUTE), since="9.1", polled=True),
     # fmt: on
 )
+
+for _place, _command in enumerate(COMMANDS):
+    _command.cell = tally.FIRST + tally.WIDTH * _place
 
 BY_NAME: Final = {c.name: c for c in COMMANDS}
 

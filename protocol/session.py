@@ -20,6 +20,7 @@ and comes back with `answered` or `failed`.  No clock, no sockets, no logging in
   syncs but for their number.
 * Replies that were written to the host are reported back for rows with `confirm`: `written` takes the number of bytes that
   the channel took and says which calls' replies are out.
+* What is decided here is counted (`counts`, see protocol/tally.py); requests that are refused are left in `refused`, for the audit.
 
 The parser's state belongs to the agent, not to a connection (a half-sent request is continued by the next client), so
 `disconnected` forgets replies, not bytes.
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 import time
 
-from protocol import base64, wire
+from protocol import base64, tally, wire
 from protocol.commands import BY_NAME, COMMANDS, Command
 from protocol.dialect import ParseError, Parser, Value
 from protocol.errors import CommandError
@@ -38,7 +39,7 @@ from protocol.text import LongText, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableSequence
     from typing import Final, Protocol
 
     class Payload(Protocol):
@@ -56,6 +57,9 @@ QUEUE_LIMIT: Final = 1024  # requests waiting; the owner stops reading beyond
 OUTPUT_LIMIT: Final = 1 << 20  # bytes not yet taken by the channel; the owner stops reading beyond
 
 FROZEN_REASON: Final = "the agent is in frozen state"
+FROZEN: Final = "frozen"  # why a request was refused
+POLICY: Final = "policy"
+_RESULT: Final = {"": tally.ERROR, POLICY: tally.REFUSED, FROZEN: tally.FROZEN}
 _SYNCS: Final = ("guest-sync", "guest-sync-delimited")
 
 _STREAM_AHEAD: Final = 1 << 18  # bytes of a bulk reply in `output` while more of it is to come
@@ -67,7 +71,9 @@ _DIGITS: Final = 18  # of a sync's number, at most: those that are surely an int
 class Request:
     """One request that stands in the queue or is with a worker."""
 
-    __slots__ = ("command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "known")
+    __slots__ = (
+        "command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason", "known",
+    )  # fmt: skip
 
     def __init__(self, like: Request | None = None) -> None:
         """A new one; with the command and the arguments of another, which have been checked."""
@@ -80,6 +86,7 @@ class Request:
         self.muted = False
         self.call = 0  # the number under which its worker knows it
         self.checked = False  # the arguments were
+        self.reason = ""  # why it was refused: POLICY or FROZEN
         self.known: Known | None = None
         if like is not None:
             self.command = like.command
@@ -114,6 +121,7 @@ class Session:
     version   guest-info's version
     refusal   why a command that is not allowed is refused: what stands after "has been disabled: "
     host_name, clock_ns  what guest-get-host-name and guest-get-time answer
+    counts    where to count
 
     `sync_at` is when `advance` should be called, None when nothing is due.
     """
@@ -127,9 +135,12 @@ class Session:
         refusal: str = "the command is not allowed",
         host_name: Callable[[], str],
         clock_ns: Callable[[], int] = time.time_ns,
+        counts: MutableSequence[int] | memoryview | None = None,
     ) -> None:
         self.output = bytearray()
         self.calls: list[Request] = []
+        self.refused: list[Request] = []
+        self._counts: MutableSequence[int] | memoryview = [0] * tally.CELLS if counts is None else counts
         self.delivered: list[Request] = []
         self._allowed = allowed
         self._frozen = frozen
@@ -140,6 +151,7 @@ class Session:
         self._parser = Parser(long_text=True)
         self._queue: list[Request] = []
         self.sync_at: float | None = None  # when the first sync in the queue may overtake
+        self.sink: Callable[[bytes], int] | None = None  # writes to the channel and says how much it took
         self._info: dict[bool, bytes] = {}
         self._unconfirmed: list[tuple[int, Request]] = []  # (position in the output stream, request)
         self._position = 0  # bytes of output ever made, less those in `output`
@@ -147,9 +159,10 @@ class Session:
         self._streamed = 0  # bytes of its first element that were
         self._resting = True  # the parser is between requests, as at the start
         self._seen: dict[bytes, Request] = {}  # whole requests: what they are
-        self._known: dict[bytes, Answer] = {}  # whole requests: what is answered
+        self._known: dict[bytes, tuple[Answer, int]] = {}  # whole requests: what is answered, and where that is counted
         self._declared: dict[str, Callable[[object], bool]] = {}  # what a reply to a command is
-        self._syncs: dict[bytes, tuple[bytes, bytes]] = {}  # syncs without their number: their replies without it
+        # Syncs without their number: their replies without it, and where they are counted.
+        self._syncs: dict[bytes, tuple[tuple[bytes, bytes], int]] = {}
 
     # -- what the owner calls
 
@@ -169,8 +182,10 @@ class Session:
         The caller writes it; what the channel does not take goes into `output`."""
         if self._queue or self.output or not self._resting or self._frozen():
             return None
-        answer = self._known.get(data)
-        if answer is not None:
+        known = self._known.get(data)
+        if known is not None:
+            answer, cell = known
+            self._counts[cell] += 1
             return answer if type(answer) is bytes else answer()  # type: ignore[operator]
         if len(data) <= _SHORT and self._syncs:
             at = data.rfind(b":") + 1
@@ -179,7 +194,8 @@ class Session:
             if _is_number(digits):
                 around = self._syncs.get(data[:at] + data[end:])
                 if around is not None:
-                    return digits.join(around)
+                    self._counts[around[1]] += 1
+                    return digits.join(around[0])
         return None
 
     def hop(self, data: bytes) -> Request | None:
@@ -214,6 +230,7 @@ class Session:
             if isinstance(event, ParseError):
                 request = Request()
                 request.error = CommandError(event.desc)
+                self._counts[tally.INVALID] += 1
             else:
                 if len(data) > _SHORT:  # only then there may be long text
                     _settle(event.value)
@@ -265,12 +282,14 @@ class Session:
             except (TypeError, ValueError):
                 _close_all(value)
                 raise
-            if pieces is not None:
+            if type(pieces) is list:
                 self._stream, self._streamed = pieces, 0
                 self._pour(now)
                 return
-        if command.replies:
+            line = pieces if type(pieces) is bytes else wire.success(value, *self._id_of(request))
+        elif command.replies:
             line = wire.success(value, *self._id_of(request))
+        if command.replies:
             if request.known is not None:
                 request.known.line = line
             self._write(line)
@@ -324,7 +343,14 @@ class Session:
                 output += piece
             else:
                 part = piece.read(self._streamed, min(base64.PIECE, piece.size - self._streamed))  # type: ignore[union-attr]
-                output += base64.encode(part)
+                text = base64.encode(part)
+                if output or self.sink is None:
+                    output += text
+                else:  # straight to the channel, past one copy
+                    count = self.sink(text)
+                    self._position += count
+                    if count < len(text):
+                        output += memoryview(text)[count:]
                 self._streamed += len(part)
                 if self._streamed < piece.size:  # type: ignore[union-attr]
                     continue
@@ -351,7 +377,7 @@ class Session:
                 return
             request.checked = True
             command = request.command
-            if command.replies and not (request.has_id or command.gives or command.takes or command.confirm):
+            if command.replies and not (request.has_id or command.takes or command.confirm):
                 request.known = Known()
             if len(self._seen) >= _REMEMBERED:
                 del self._seen[next(iter(self._seen))]
@@ -372,12 +398,12 @@ class Session:
                 after = wire.success(0)
                 line = wire.delimited(after) if name == "guest-sync-delimited" else after
                 head, _, tail = line.rpartition(b"0")
-                self._syncs[data[:at] + data[end:]] = (before + head, tail)
+                self._syncs[data[:at] + data[end:]] = ((before + head, tail), request.command.cell + tally.OK)
         elif not request.arguments:
             if name in ("guest-ping", "guest-info"):
-                self._known[data] = self._own(request)
+                self._known[data] = (self._own(request), request.command.cell + tally.OK)
             elif name in ("guest-get-time", "guest-get-host-name"):
-                self._known[data] = lambda: self._own(request)
+                self._known[data] = (lambda: self._own(request), request.command.cell + tally.OK)
 
     def _read(self, value: object) -> Request:
         request = Request()
@@ -390,6 +416,7 @@ class Session:
             request.arguments = arguments
         except CommandError as e:
             request.error = e
+            self._counts[tally.INVALID] += 1
         return request
 
     def _start(self, request: Request) -> None:
@@ -403,8 +430,13 @@ class Session:
                     self.calls.append(request)
                     return
                 line = self._own(request)
+                self._counts[request.command.cell + tally.OK] += 1
             except CommandError as e:
                 request.error = e
+                assert request.command is not None
+                self._counts[request.command.cell + _RESULT[request.reason]] += 1
+                if request.reason:
+                    self.refused.append(request)
         if request.error is not None:
             line = wire.failure(request.error.kind, request.error.desc, *self._id_of(request))
         if not request.muted:
@@ -416,8 +448,10 @@ class Session:
         frozen = self._frozen()
         if frozen:
             if not command.frozen:
+                request.reason = FROZEN
                 raise CommandError.disabled(command.name, FROZEN_REASON)
         elif command.name not in self._allowed:
+            request.reason = POLICY
             raise CommandError.disabled(command.name, self._refusal)
         if not request.checked:
             request.arguments = check_arguments(command.args, request.arguments)

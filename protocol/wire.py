@@ -167,11 +167,13 @@ def success(value: object, id: object = ABSENT) -> bytes:
     return b'{"return": ' + encode(value) + b', "id": ' + encode(id) + b"}\n"
 
 
-def with_bulk(value: dict[str, object], bulk: tuple[str, ...], id: object = ABSENT) -> list[bytes | Payload] | None:
-    """The line for a command that succeeded, in pieces: text, and between its parts what is to be written as base64.
+def with_bulk(
+    value: dict[str, object], bulk: tuple[str, ...], id: object = ABSENT
+) -> bytes | list[bytes | Payload] | None:
+    """The line for a command that succeeded, the members named in `bulk` as base64: they are bytes or a Payload.
 
-    Those are the members named in `bulk`, bytes or a Payload; small ones are part of the text.  None when the value
-    has none of them.  Raises TypeError and ValueError for other types."""
+    With a Payload in it in pieces: text, and the Payload between its parts.  None when the value has none of the members.
+    Raises TypeError and ValueError for other types."""
     if not any(name in value for name in bulk):
         return None
     pieces: list[bytes | Payload] = []
@@ -183,14 +185,16 @@ def with_bulk(value: dict[str, object], bulk: tuple[str, ...], id: object = ABSE
         if name not in bulk:
             text += encode(member)
         elif type(member) is bytes:
-            pieces += (text + b'"', base64.encode(member))
-            text = b'"'
+            text += b'"' + base64.encode(member) + b'"'
         elif hasattr(member, "read"):
             pieces += (text + b'"', member)  # type: ignore[arg-type]
             text = b'"'
         else:
             raise TypeError("bulk data of another type")
-    pieces.append(text + (b"}}\n" if id is ABSENT else b'}, "id": ' + encode(id) + b"}\n"))
+    text += b"}}\n" if id is ABSENT else b'}, "id": ' + encode(id) + b"}\n"
+    if not pieces:
+        return text
+    pieces.append(text)
     return pieces
 
 

@@ -184,6 +184,7 @@ def thaw_own(ctx: Context, own: Own, reason: str) -> None:
         return
     if touched:
         record(ctx, own, lapse_record(Lapse(own.cycle, state.seconds, reason)))
+        ctx.audit.lapse(reason)
     if not waiting:
         record(ctx, own, f"thawed {own.cycle}")
 
@@ -191,6 +192,7 @@ def thaw_own(ctx: Context, own: Own, reason: str) -> None:
 def thaw_from_journal(ctx: Context, own: Own, state: JournalState, reason: str) -> None:
     lines, stuck = thaw_entries(state.entries)
     record(ctx, own, lapse_record(Lapse(state.cycle, state.seconds, reason)))
+    ctx.audit.lapse(reason)
     if stuck:
         lines.append(f"still frozen: {', '.join(stuck)}")
     else:

@@ -2,9 +2,9 @@
 
 The order matters.  While privileges last: the network namespace (needs SYS_ADMIN), the Landlock rules (the paths must be
 opened), limits.  Then the bounding set (needs SETPCAP), groups and ids (need SETUID and SETGID), the remaining capability
-sets, not dumpable, no_new_privs.  After it, because they need it: Landlock, and last the filter, which forbids all of the
-above.  Both bind the read-back too, whose descriptor is opened before.  What the kernel then says about the process is compared
-with the row; any difference ends it before it has seen a request.
+sets, not dumpable, no_new_privs, the row's own SELinux type, which is allowed none of that.  After no_new_privs, because they
+need it: Landlock, and last the filter, which forbids all of the above.  Both bind the read-back too, whose descriptor is opened
+before.  What the kernel then says about the process is compared with the row; any difference ends it before it has seen a request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import resource
 import _prctl
 
 from privsep.domains import LANDLOCK_UNDECLARED, Domain
-from privsep.sandbox import caps, kernel, landlock, paths, seccomp
+from privsep.sandbox import caps, kernel, label, landlock, paths, seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def apply(
     walls = Walls()
     status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     os.umask(0o077)
+    inherited = caps.filters(caps.parse_status(os.pread(status, 16384, 0)))
     program = filter_of(row, filters)
     rules = rules_of(row, root=root, environ=environ, settings=settings)
     if row.network == "none":
@@ -82,20 +83,25 @@ def apply(
         caps.limit_to(mask, last)
     _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)
     _prctl.prctl(_prctl.PR_SET_NO_NEW_PRIVS, 1)
+    label.enter(row)
     if rules is not None:
         rules.enforce()
         walls.level = rules.level
         walls.kept = rules.kept
     if program is not None:
         kernel.install_filter(program)
-    _compare(row, os.pread(status, 16384, 0), uid=uid, gid=gid, mask=mask, privileged=privileged)
+    _compare(row, os.pread(status, 16384, 0), uid=uid, gid=gid, mask=mask, privileged=privileged, inherited=inherited)
     os.close(status)
     return walls
 
 
-def _compare(row: Domain, text: bytes, *, uid: int, gid: int, mask: int, privileged: bool) -> None:
+def _compare(row: Domain, text: bytes, *, uid: int, gid: int, mask: int, privileged: bool, inherited: int = 0) -> None:
     found = caps.parse_status(text)
-    wrong = caps.differences(found, uid=uid, gid=gid, mask=mask, filtered=row.filtered) if privileged else []
+    wrong = (
+        caps.differences(found, uid=uid, gid=gid, mask=mask, filtered=row.filtered, inherited=inherited)
+        if privileged
+        else []
+    )
     if found.get("Threads") != ["1"]:
         wrong.append("a thread was started before the walls, and is outside of them")
     if wrong:

@@ -58,8 +58,17 @@ def permitted(status: dict[str, list[str]]) -> int:
     return int("".join(status.get("CapPrm", [])) or "0", 16)
 
 
-def differences(status: dict[str, list[str]], *, uid: int, gid: int, mask: int, filtered: bool = False) -> list[str]:
-    """What of the kernel's view is not as the row says; empty when all is."""
+def filters(status: dict[str, list[str]]) -> int:
+    """How many filters a process has; 0 where the kernel does not tell (before 5.9)."""
+    return int("".join(status.get("Seccomp_filters", [])) or "0")
+
+
+def differences(
+    status: dict[str, list[str]], *, uid: int, gid: int, mask: int, filtered: bool = False, inherited: int = 0
+) -> list[str]:
+    """What of the kernel's view is not as the row says; empty when all is.
+
+    `inherited` is how many filters the process began with: its own has to be one more."""
     found: list[str] = []
 
     def compare(name: str, want: str, got: str) -> None:
@@ -75,4 +84,6 @@ def differences(status: dict[str, list[str]], *, uid: int, gid: int, mask: int, 
     compare("NoNewPrivs", "1", "".join(status.get("NoNewPrivs", [])))
     if filtered:
         compare("Seccomp", "2", "".join(status.get("Seccomp", [])))
+        if "Seccomp_filters" in status and filters(status) <= inherited:
+            found.append(f"Seccomp_filters is {filters(status)}, not more than the inherited {inherited}")
     return found

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 
+from privsep.sandbox import label
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Final
 
     from privsep.domains import Domain
+
+_SELINUX: Final = "selinux:"
 
 # Accounts of the system have "homes" that are no homes; nobody's keys are kept there.
 _NO_HOMES: Final = (
@@ -33,12 +37,15 @@ def expand(
 ) -> Iterator[tuple[str, str]]:
     """(path, letters) for `landlock.Ruleset.allow`.
 
-    `$NAME` is what the environment says, nothing where it says nothing; `~` is the home of each account in /etc/passwd, root's
-    only where policy lets the row act for root (setting `ssh-root`)."""
+    `$NAME` is what the environment says, nothing where it says nothing; `selinux:PATH` is one only where SELinux is in force for
+    the row (`privsep/sandbox/label.py`); `~` is the home of each account in /etc/passwd, root's only where policy lets the row act
+    for root (setting `ssh-root`)."""
     for path, (letters, _) in (row.paths or {}).items():
         if path == "~":
             with open(root + "/etc/passwd", "rb", 0) as f:
                 found = homes(f.read(), root=settings.get("ssh-root") == "1")
+        elif path.startswith(_SELINUX):
+            found = [path[len(_SELINUX) :]] if label.in_force(row) else []
         elif path.startswith("$"):
             found = [environ[path[1:]]] if environ.get(path[1:]) else []
         else:

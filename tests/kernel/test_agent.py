@@ -336,4 +336,4 @@ def test_without_root_it_answers_what_needs_no_privilege_and_names_what_it_lacks
         _, log = agent.communicate(timeout=5)
         shutil.rmtree(directory)
     assert agent.returncode == 0
-    assert log.count(b"not started as root") == 1
+    assert log.count(b"warning: supervisor: not started as root") == 1

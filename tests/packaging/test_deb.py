@@ -21,6 +21,16 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 TREE = Path(__file__).resolve().parents[2]
 OLD, NEW = "0.0.1~old", "0.0.1"
 SOCKET = "/run/ga.sock"
+BAD = ('{"execute": "guest-ping",}', '{"execute": "a\tb"}', '{"execute" "guest-ping"}', '{"execute": "a" "b": 1}')
+GARBAGE = f"""
+import socket
+for text in {BAD!r}:
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(10)
+        s.connect({SOCKET!r})
+        s.sendall(text.encode() + b"\\n")
+        print(s.makefile().readline())
+"""
 ASK = ("privsep-gactl", "call", "--socket", SOCKET)
 
 
@@ -76,6 +86,9 @@ def test_the_agent_runs_with_the_distributions_own_libraries(root: Root) -> None
         assert "lo" in [i["name"] for i in ask(root, "guest-network-get-interfaces")]  # type: ignore[attr-defined]
         assert len(ask(root, "guest-get-vcpus")) == os.cpu_count()  # type: ignore[arg-type]
         assert ask(root, "guest-fsfreeze-status") == "thawed"
+        # What Python's own scanner refuses: from 3.12 on it imports a module to say so, unless that is forbidden.
+        refused = root.run("python3", "-c", GARBAGE)
+        assert refused.count("JSON parse error") == len(BAD), refused
         root.run("sh", "-c", "printf 'what a host may read' >/tmp/text")
         handle = ask(root, "guest-file-open", "path=/tmp/text")
         read = ask(root, "guest-file-read", f"handle={handle}")

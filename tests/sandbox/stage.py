@@ -17,7 +17,9 @@ from policy.seal import seal
 from privsep import spawn
 from privsep.accounts import resolve
 from privsep.board import Board
+from privsep.counters import Page
 from privsep.domains import BY_NAME
+from privsep.ledger import outlet
 from tests.sandbox.attacks import ATTACKS
 from tests.support.agent import PROJECT, program
 
@@ -59,6 +61,9 @@ def start(name: str, entry: str, log: int, only: tuple[str, ...] | None = None) 
     board = Board.create()
     board.fd = spawn.above(board.fd)
     log = spawn.above(os.dup(log))
+    ours_audit, audit = outlet()
+    counters = Page.create(name)
+    counters.fd = spawn.above(counters.fd)
     programs = name in BY_NAME and BY_NAME[name].programs
     try:
         pid = spawn.spawn(
@@ -67,10 +72,12 @@ def start(name: str, entry: str, log: int, only: tuple[str, ...] | None = None) 
             policy=slice_,
             board=board.fd,
             log=log,
+            audit=audit,
+            counters=counters.fd,
             environ=spawn.environment(dict(os.environ), programs=programs),
         )
     finally:
-        for fd in (slice_, control, board.fd, log):
+        for fd in (slice_, control, board.fd, log, audit, counters.fd, ours_audit.detach()):
             os.close(fd)
     return pid, ours
 

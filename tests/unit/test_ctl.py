@@ -144,7 +144,7 @@ def test_a_process_as_the_kernel_sees_it() -> None:
 
 def test_capability_names() -> None:
     assert names(0) == []
-    assert names(1 << 21 | 1 << 2 | 1 << 12) == ["DAC_READ_SEARCH", "12", "SYS_ADMIN"]
+    assert names(1 << 21 | 1 << 2 | 1 << 12) == ["DAC_READ_SEARCH", "NET_ADMIN", "SYS_ADMIN"]
     assert names(kernelview.full_mask()) == ["ALL"]
 
 
@@ -190,7 +190,29 @@ def test_a_process_that_is_as_its_row_has_no_difference(name: str) -> None:
 )
 def test_each_cell_that_differs_is_named(cell: str, value: list[str], said: str) -> None:
     found = kernelview.differences(process("front", **{cell: value}), privileged=True)
-    assert any(line.startswith(f"front: {said} is ") for line in found)
+    assert any(str(difference).startswith(f"front: {said} is ") for difference in found)
+
+
+def test_limits_landlock_filters_parent_and_namespaces_are_cells_too() -> None:
+    supervisor = kernelview.Process("supervisor", 7, {"Seccomp_filters": ["2"]}, {"net": "net:[1]"}, None, None, None)
+    front = process("front", PPid=["7"], Seccomp_filters=["2"])
+    front.namespaces = {"net": "net:[2]"}
+    front.limits = {"NPROC": 0, "FSIZE": 0, "CORE": 0, "NOFILE": 64}
+
+    def cells(**more: str | None) -> list[str]:
+        return [d.cell for d in kernelview.differences(front, privileged=True, supervisor=supervisor, **more)]
+
+    assert cells(landlock="6") == []
+    assert cells(landlock="0") == ["Landlock (as it says itself)"]
+    front.limits["NPROC"] = 10
+    assert cells() == ["Max processes"]
+    front.limits["NPROC"] = 0
+    front.namespaces = {"net": "net:[1]"}
+    assert cells() == ["network namespace"]
+    front.namespaces = {"net": "net:[2]"}
+    front.status["PPid"] = ["1"]
+    front.status["Seccomp_filters"] = ["1"]
+    assert cells() == ["PPid", "Seccomp_filters"]
 
 
 def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
