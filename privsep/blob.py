@@ -2,14 +2,17 @@
 
 The front may not open, create or enlarge anything, so the worker makes a memfd and passes its descriptor.  Two kinds:
 
-* *kept*: up to `KEPT` bytes of a reply go through one memfd of just that size, sealed against another, that the worker writes
-  again and again; its descriptor comes with the first of them.  Making, filling and closing a new one costs more than all the copies of half a megabyte;
+* *kept*: up to `KEPT` bytes of a reply go through one memfd of just that size, sealed against another, that the worker
+  writes again and again; its descriptor comes with the first of them.  Making, filling and closing a new one costs more than
+  all the copies of half a megabyte;
 * *sealed*: more has a memfd of its own, sealed against every change, which is gone when the reply is written.
 
 The front takes a descriptor only with those seals, which nothing but a memfd has: a read of any other file might wait for
-ever, and memory that may become shorter would end a reply in the middle.  It reads with pread, each byte once, and encodes what
-it got: whatever a worker does to the memory meanwhile, what comes out is base64 of bytes that it could have sent anyway.  Reads are in small pieces: mapping would cost a page fault for each page and count as the front's own memory.
-A worker writes the kept memfd only while it executes a request, and the front asks for nothing else until the reply is written.
+ever, and memory that may become shorter would end a reply in the middle.  It reads with pread, each byte once, and encodes
+what it got: whatever a worker does to the memory meanwhile, what comes out is base64 of bytes that it could have sent anyway.
+Reads are in small pieces: mapping would cost a page fault for each page and count as the front's own memory.
+A worker writes the kept memfd only while it executes a request, and the front asks for nothing else until the reply is
+written.
 
 memfd_create(2), fcntl(2).
 """
