@@ -34,7 +34,7 @@ from protocol import base64, tally, wire
 from protocol.commands import BY_NAME, COMMANDS, Command
 from protocol.dialect import ParseError, Parser, Value
 from protocol.errors import CommandError
-from protocol.schema import check_arguments, fits
+from protocol.schema import check_arguments, fits, has_floats
 from protocol.text import LongText, settle
 
 TYPE_CHECKING = False
@@ -160,7 +160,8 @@ class Session:
         self._resting = True  # the parser is between requests, as at the start
         self._seen: dict[bytes, Request] = {}  # whole requests: what they are
         self._known: dict[bytes, tuple[Answer, int]] = {}  # whole requests: what is answered, and where that is counted
-        self._declared: dict[str, Callable[[object], bool]] = {}  # what a reply to a command is
+        # What a reply to a command is, and whether it is simple to write (protocol/wire.py).
+        self._declared: dict[str, tuple[Callable[[object], bool], bool]] = {}
         # Syncs without their number: their replies without it, and where they are counted.
         self._syncs: dict[bytes, tuple[tuple[bytes, bytes], int]] = {}
 
@@ -271,8 +272,9 @@ class Session:
             return
         declared = self._declared.get(command.name)
         if declared is None:
-            declared = self._declared[command.name] = fits(command.returns)
-        if not declared(value):
+            declared = self._declared[command.name] = fits(command.returns), not has_floats(command.returns)
+        check, simple = declared
+        if not check(value):
             if gives:
                 _close_all(value)
             raise ValueError("it is not what the command returns")
@@ -288,7 +290,7 @@ class Session:
                 return
             line = pieces if type(pieces) is bytes else wire.success(value, *self._id_of(request))
         elif command.replies:
-            line = wire.success(value, *self._id_of(request))
+            line = wire.success(value, *self._id_of(request), simple=simple)
         if command.replies:
             if request.known is not None:
                 request.known.line = line
