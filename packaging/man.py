@@ -24,6 +24,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TREE))
 
+from policy import keys as policy_keys  # noqa: E402
 from policy.builtin import PROFILES  # noqa: E402
 from policy.keys import TABLES, Key  # noqa: E402
 from privsep import cli, ctl, usage  # noqa: E402
@@ -166,27 +167,20 @@ def subcommands() -> str:
 # -- privsep-ga-policy(5)
 
 
+def kinds() -> dict[str, str]:
+    """What a value of each kind may be, in the words of the key table's header."""
+    found = dict(re.findall(r"(?m)^    (\w+) +(.+)$", policy_keys.__doc__ or ""))
+    for kind, words in found.items():
+        if words.startswith("the same"):
+            before = found[list(found)[list(found).index(kind) - 1]]
+            found[kind] = before + words.removeprefix("the same")
+    return found
+
+
 def value(key: Key) -> str:
     """What a key's value may be, in words."""
-    words = {
-        "text": "a string of printable characters",
-        "word": "letters, digits, -, _ and .",
-        "flag": "true or false",
-        "number": f"a number from {key.low} to {key.high}",
-        "seconds": f"seconds from {key.low} to {key.high}",
-        "size": "bytes, or a string with K, M or G",
-        "path": "an absolute path",
-        "account": "a name or a number",
-        "commands": "a list of names, patterns and @domains",
-        "patterns": "a list of patterns (* ?)",
-        "points": "a list of mount points or patterns of them",
-        "accounts": "a list of accounts",
-        "uids": 'a list of numbers and ranges like "1000-59999"',
-        "choices": f"a list out of {' '.join(key.choices)}",
-    }
-    if key.kind not in words:
-        raise SystemExit(f"no words for values of the kind {key.kind}")
-    return words[key.kind]
+    words = kinds()[key.kind].replace("`low`", str(key.low)).replace("`high`", str(key.high))
+    return words.replace("`choices`", ", ".join(key.choices)).replace("`", "")
 
 
 def described_key(key: Key) -> str:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(TREE))
 from policy.model import builtin  # noqa: E402
 from privsep.domains import BY_NAME, DOMAINS, SUPERVISOR_CAPS  # noqa: E402
 from privsep.granted import DROPINS  # noqa: E402
-from privsep.startup import enabled_rows  # noqa: E402
+from privsep.orders import enabled_rows  # noqa: E402
 
 FOLDER = TREE / "packaging" / "systemd"
 UNIT = "privsep-ga.service"

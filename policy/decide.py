@@ -15,6 +15,7 @@ admits.  `never-mounts`, `root-account`, sizes and rates only ever refuse.
 
 from __future__ import annotations
 
+from policy.rates import admit
 from policy.rules import Rule, Scope
 
 TYPE_CHECKING = False
@@ -137,6 +138,41 @@ def decide(
     if check is not None and scope.rules:
         found = check(scope, command, arguments, uid, superblocks)
     return found or Decision(True, rule, origin)
+
+
+class Ruling:
+    """A scope and the decisions by it: what a worker carries, which can import nothing once its walls are up."""
+
+    __slots__ = ("scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    def request(self, command: str, arguments: Mapping[str, object], uid: Uid | None) -> Decision:
+        return decide(self.scope, command, arguments, uid=uid)
+
+    def rate(self, command: str) -> tuple[int, Rule] | None:
+        return limit_of(self.scope, command)
+
+    @staticmethod
+    def admit(words: memoryview, limit: int, now: float) -> bool:
+        """Whether one more is within so many a minute; counts it (policy/rates.py)."""
+        return admit(words, limit, now)
+
+    @staticmethod
+    def too_often(limit: int, rule: Rule) -> Decision:
+        """The refusal of one more than `rate` says."""
+        return refuse(rule, f"more than {limit} a minute")
+
+    def masks(self, command: str) -> bool:
+        """Whether a rule keeps arguments of the command out of the audit trail; then those of a refused one stay out too."""
+        return command == "guest-exec" and any(r.one("mask") == "true" for r in self.scope.of("exec"))
+
+    def freeze(self, command: str, superblocks: Sequence[Sequence[str]]) -> Decision | None:
+        return decide_mounts(self.scope, command, superblocks)
+
+    def left_out(self, purpose: str, points: Sequence[str]) -> Rule | None:
+        return mount_refusal(self.scope, purpose, points)
 
 
 def limit_of(scope: Scope, command: str) -> tuple[int, Rule] | None:

@@ -207,7 +207,7 @@ TABLES: Final = (
         Key("input", "flag", "the host may give it standard input", default="false"),
         Key("user", "account", "who it runs as; root too has to be named", required=True),
         Key("group", "account", "its one group", default="the user's own"),
-        Key("time-limit", "seconds", "until it is killed with all it started", default="none", low=1, high=86400),
+        Key("time-limit", "seconds", "until it is killed with its process group", default="none", low=1, high=86400),
         Key("output-limit", "size", "bytes kept of each output", default="[sizes] exec-output", high=16 << 20),
         Key("mask", "flag", "audit records do not show its arguments", default="false"),
         many=True,

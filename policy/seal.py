@@ -54,16 +54,11 @@ def slice_for(domain: str, policy: Policy, settings: Mapping[str, str]) -> bytes
 
     commands = sorted(policy.allowed) if domain == "front" else commands_for(domain, policy)
     lines = [f"allow {c}" for c in commands]
-    if policy.why_of:
-        # The front refuses what is not allowed and answers its own: for all else its worker knows why.
-        told = (
-            policy.why_of.keys() - policy.allowed | set(commands_for("front", policy))
-            if domain == "front"
-            else commands
-        )
-        for command in sorted(policy.why_of.keys() & set(told)):
-            rule, origin = policy.why_of[command]
-            lines.append("why " + "\t".join((command, escape(rule), escape(origin))))
+    if policy.why_of and domain != "front":
+        for command in commands:
+            if command in policy.why_of:
+                rule, origin = policy.why_of[command]
+                lines.append("why " + "\t".join((command, escape(rule), escape(origin))))
     lines += [rule.line() for rule in policy.rules_for(domain)]
     lines += [f"set {n} {escape(settings[n])}" for n in (*EVERYBODY, *SETTINGS.get(domain, ())) if n in settings]
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
@@ -145,7 +140,7 @@ def read_sealed(fd: int) -> bytes:
     """The bytes of a sealed memfd.  Raises PolicyError when it is not one, or not completely sealed."""
     if not is_sealed(fd):
         raise PolicyError("the policy slice is not sealed")
-    size = os.fstat(fd).st_size
+    size = os.lseek(fd, 0, os.SEEK_END)  # the front's filter has no fstat
     if size > LIMIT:
         raise PolicyError(f"the policy slice is larger than {LIMIT} bytes")
     data = os.pread(fd, size, 0)

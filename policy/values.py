@@ -219,7 +219,11 @@ def _sink(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] | No
     if isinstance(value, str) and value.startswith("file:"):
         path = _path(text, key, at, value.removeprefix("file:"))
         return None if path is None else (f"file:{path[0]}",)
-    return _choice(text, key, at, value)
+    if isinstance(value, str) and value in key.choices:
+        return (value,)
+    near = nearest(value, key.choices) if isinstance(value, str) else ""
+    text.fail(at, f"{key.name} has no {_show(value)}{near}; there are {', '.join(key.choices)} and file:/PATH")
+    return None
 
 
 _KINDS = {

@@ -38,6 +38,7 @@ RECORD: Final = 16 * 1024  # bytes of one record; one that is larger goes withou
 PARTS: Final = 11  # before the arguments
 SECRET: Final = "(secret)"  # noqa: S105 - it stands for one
 MASKED: Final = "(masked)"
+MASKABLE: Final = ("arg",)  # the arguments that a rule's `mask` hides
 _CUT: Final = "..."
 
 

@@ -43,7 +43,7 @@ FIELDS: Final = (
     ("rule", "the id of the rule that decided; `frozen` where file systems were frozen"),
     ("origin", "where that rule stands: file and line, profile, or option"),
     ("result", "`end`: `ok`, `error`, `lost` (its worker died, was ended at its time limit, or could not be had)"),
-    ("error", "the error's text, as the host has it"),
+    ("error", "`end`: the error's text, as the host has it; `refused`: the rule's reason, where it has one"),
     (
         "event",
         "`lapse` (a freeze that did not hold), `recovery` (a thaw from the journal), `policy` (a policy took over)",
@@ -155,8 +155,9 @@ def as_text(record: Record) -> str:
             words.append(f"{int(record['duration-us']) / 1000:.1f} ms")  # type: ignore[arg-type]
     text = " ".join(words)
     if phase == REFUSED:
-        text += f": {record.get('error', 'not allowed')} by {record.get('rule', '?')}"
+        text += f": not allowed by {record.get('rule', '?')}"
         text += f" at {record['origin']}" if "origin" in record else ""
+        text += f": {record['error']}" if "error" in record else ""
     elif "error" in record:
         text += f": {record['error']}"
     if "lost" in record:

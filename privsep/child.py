@@ -25,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
+    from privsep.runtime import Context
+
 # Exit statuses that the supervisor's log can be read by.
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE
 EXIT_WALLS: Final = 71  # the row's walls could not be put up
@@ -78,10 +80,12 @@ def _live(name: str, filters: str, root: str) -> int:
 
         if not is_sealed(wiring.SLICE_FD) and control.recv(1) != wiring.GO:
             return EXIT_BROKEN
-    allowed, settings = parse_slice(read_sealed(wiring.SLICE_FD))
+    told = read_sealed(wiring.SLICE_FD)
+    allowed, settings = parse_slice(told)
     os.close(wiring.SLICE_FD)
     log = Log(2, name, verbose=settings.get("verbose") == "1", hold=lambda: board.frozen)
 
+    context: Context | None = None
     if name == "front":
         front = front_module.Front(
             control, allowed=allowed, settings=settings, board=board, log=log, audit=audit, counters=counters
@@ -98,6 +102,14 @@ def _live(name: str, filters: str, root: str) -> int:
         context = Context(
             log=log, settings=settings, root=root, control=control, board=board, audit=audit, counters=counters
         )
+        if b"\nrule " in told or b"\nwhy " in told:
+            from policy.rules import scope_of  # most policies have no rules
+
+            context.scope = scope_of(told)
+            if context.scope is not None and context.scope.rules:
+                from policy.decide import Ruling
+
+                context.ruling = Ruling(context.scope)
         prepare = getattr(module, "prepare", None)
         if prepare is not None:
             prepare(context)
@@ -114,6 +126,7 @@ def _live(name: str, filters: str, root: str) -> int:
             root=root,
             environ=os.environ,
             settings=settings,
+            granted=context.granted if context is not None else None,
         )
     except (NotAsDeclared, OSError) as e:
         _say(f"{name}: the walls of its row cannot be put up: {e}")

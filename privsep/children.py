@@ -13,8 +13,15 @@ from privsep.sandbox import caps
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
+    from privsep.orders import Orders
     from privsep.wiring import Socket
+
+# Whether it is to make room for a process with other orders.
+KEPT: Final = 0
+GENTLY: Final = 1  # when it holds nothing
+FIRMLY: Final = 2
 
 
 class Child:
@@ -36,10 +43,12 @@ class Child:
         "killed",
         "level",
         "served",
+        "orders",
+        "retired",
         "inherited",
     )
 
-    def __init__(self, row: Domain, uid: int, gid: int) -> None:
+    def __init__(self, row: Domain, uid: int, gid: int, orders: Orders) -> None:
         self.row = row
         self.life = life.Life()
         self.pid = 0
@@ -47,6 +56,8 @@ class Child:
         self.control: Socket | None = None
         self.waiting: list[tuple[bytes, int]] = []
         self.leaving = False  # it was told to end
+        self.retired = KEPT
+        self.orders = orders  # under which it was started
         self.killed = False
         self.served = False  # the front that runs now has, or had, a socket to it
         self.level = 0  # of Landlock, as it says itself
@@ -62,6 +73,11 @@ class Child:
     def up(self) -> bool:
         return self.life.state == life.UP
 
+    @property
+    def going(self) -> bool:
+        """It is there, but will not be for long."""
+        return self.alive and (self.leaving or self.killed)
+
     def wait(self) -> float:
         """Seconds until it may be started again."""
         return self.life.wait(time.monotonic())
@@ -73,6 +89,7 @@ class Child:
         self.control = control
         control.setblocking(False)  # a child that does not read must not stop us: see `_full`
         self.leaving = self.killed = self.served = False
+        self.retired = KEPT
         if not ours:
             with open("/proc/self/status", "rb", buffering=0) as f:
                 ours = f.read(16384)
@@ -149,6 +166,14 @@ class Child:
             forget(self.control.fileno())
             self.control.close()
             self.control = None
+
+    def retire(self, *, firm: bool) -> None:
+        """Have it end after the request in hand: as soon as it holds nothing then, or, if `firm`, whatever it holds.
+
+        One that is not up yet is to be ended when it would be."""
+        if self.retired < (FIRMLY if firm else GENTLY):
+            self.retired = FIRMLY if firm else GENTLY
+            self.tell(wiring.TAG_RETIRE + (b"\1" if firm else b"\0"))
 
     def reap(self) -> str:
         """The process has ended: what it ended by, for the log."""

@@ -112,8 +112,14 @@ def main(words: Sequence[str] | None = None, *, libexec: str | None = None) -> i
     """The program; the exit status.  `libexec` is where the entry scripts of the processes are."""
     program = sys.argv[0]
     early: Early | None = None
+    given = sys.argv[1:] if words is None else words
+
+    def again() -> tuple[Config, Policy]:
+        found = command_line(given, program, os.environ)
+        return found, effective_policy(found)
+
     try:
-        config = command_line(sys.argv[1:] if words is None else words, program, os.environ)
+        config = command_line(given, program, os.environ)
         from privsep.early import start_front  # from here on there will be an agent, if nothing is wrong
 
         early = start_front(config, libexec or beside(program))
@@ -129,7 +135,7 @@ def main(words: Sequence[str] | None = None, *, libexec: str | None = None) -> i
         return 1
     from privsep.startup import start
 
-    return start(config, policy, libexec or beside(program), early)
+    return start(config, policy, libexec or beside(program), early, again=again)
 
 
 def effective_policy(config: Config) -> Policy:

@@ -5,7 +5,8 @@ with them; counting is an addition in shared memory and no system call.  `privse
 /proc/SUPERVISOR/fd: the supervisor itself never looks at a child's.  It is sealed against resizing, so nobody can make a reader
 of its mapping fail (memfd_create(2), fcntl(2)).  What each number means is in `protocol/tally.py`.
 
-Behind the numbers is room for names: how often a rule with an identifier of its own refused something (`refused_by`).
+Behind the numbers is room for names: how often a rule with an identifier of its own refused something (`refused_by`),
+and behind those for the requests of the last minute where a policy has rates (policy/rates.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ PREFIX: Final = "privsep-ga-counters-"  # and the row's name: what /proc/PID/fd 
 SLOT: Final = 128  # bytes for one rule: its count, then its identifier, padded with NULs
 SLOTS: Final = 64
 _NUMBERS: Final = 8 * tally.CELLS
-SIZE: Final = _NUMBERS + SLOT * SLOTS
+_NAMES: Final = _NUMBERS + SLOT * SLOTS
+COMMANDS: Final = 16  # of one domain, at most
+RATE: Final = 256  # bytes for the requests of one command in the last minute
+SIZE: Final = _NAMES + RATE * COMMANDS
 OTHERS: Final = "(others)"  # the last slot: rules beyond the room there is
 
 _F_ADD_SEALS: Final = 1033
@@ -64,8 +68,13 @@ class Page:
         for name, _ in rules_in(page._page[:]):  # a predecessor's go on
             page._slots[name] = len(page._slots)
         page._page[_NUMBERS] = page._page[_NUMBERS]  # the whole of it is there before anything is frozen
-        page._page[SIZE - 1] = page._page[SIZE - 1]
+        page._page[_NAMES - 1] = page._page[_NAMES - 1]
         return page
+
+    def seconds(self, command: int) -> memoryview:
+        """The words by which the rate of a command is kept, by its place among those of its domain."""
+        at = _NAMES + RATE * command
+        return memoryview(self._page)[at : at + RATE].cast("I")
 
     def refused_by(self, rule: str) -> None:
         """Count a refusal under the rule's identifier."""

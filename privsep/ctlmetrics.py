@@ -128,7 +128,7 @@ def refusals(report: Report, pages: Pages, numbers: Mapping[str, memoryview]) ->
         for name, count in counters.rules_in(data):
             command, _, rule = name.partition(" ")
             within[command] = within.get(command, 0) + count
-            add(command, rule or UNNAMED_RULE, "", count)
+            add(command, rule or UNNAMED_RULE, report.origins.get(rule, ""), count)
     for command, count, rule, origin in report.refused:
         within[command] = within.get(command, 0) + count
         add(command, rule, origin, count)

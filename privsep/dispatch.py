@@ -46,7 +46,7 @@ class Link:
 
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
-        "unread", "absent", "_moved", "_assembler", "_unsent", "_greeting", "_probe", "_verbs", "_ids", "_fingerprint", "_bulky",
+        "unread", "absent", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint", "_bulky",
         "usual", "tail", "_head", "_window",
     )  # fmt: skip
 
@@ -68,13 +68,13 @@ class Link:
         self.tail: bytes | None = None  # the last reply from behind its number, where that may be of use
         self._window: blob.Memory | None = None  # the memory that its worker keeps for bulk data
         self._head = b""  # what stands before that in the reply to a request that `hop` sent
-        self._moved: Request | None = None  # one that was unread before
+        self.moved: Request | None = None  # one that was unread before
         self._assembler = frame.Assembler(walk=False)
         self._unsent: list[bytes | frame.Pieces] = []
         self._greeting = 0  # id of the hello that has not been answered
         self._probe = 0  # id of the question whether it is idle
         verbs = verbs_of(name)
-        self._verbs = {c.name: n for n, c in enumerate(verbs)}
+        self.verbs = {c.name: n for n, c in enumerate(verbs)}
         self._bulky = any(c.gives for c in verbs)  # descriptors may come with its replies
         self._ids = ids
         self._fingerprint = fingerprint
@@ -122,13 +122,13 @@ class Link:
             text = arguments.get(command.takes)
             if type(text) is LongText or (type(text) is str and len(text) > frame.INLINE and text.isascii()):
                 rest = {name: value for name, value in arguments.items() if name != command.takes}
-                verb = self._verbs[command.name]
+                verb = self.verbs[command.name]
                 self._unsent += frame.encode([self.current_id, verb, rest, [command.takes, len(text)]])
                 view = text.view() if isinstance(text, LongText) else memoryview(text.encode())
                 self._unsent.append(frame.Pieces(view))
                 self.flush()
                 return
-        self._send([self.current_id, self._verbs[command.name], arguments])
+        self._send([self.current_id, self.verbs[command.name], arguments])
 
     def hop(self, request: Request, now: float) -> bool:
         """`push` for a remembered request (`Request.known`) to a worker that has nothing to do; False: it is not that simple."""
@@ -138,7 +138,7 @@ class Link:
         assert known is not None and self.socket is not None
         if known.asked is None:
             assert request.command is not None
-            known.asked = pack(self._verbs[request.command.name]) + pack(request.arguments)
+            known.asked = pack(self.verbs[request.command.name]) + pack(request.arguments)
         head = _HEAD + pack(self._next_id())
         try:
             self.socket.send(head + known.asked)
@@ -324,11 +324,11 @@ class Link:
         self.close()
         request, self.current = self.current, None
         self.deadline = None
-        if request is not None and self.unread and not self.overdue and request is not self._moved:
+        if request is not None and self.unread and not self.overdue and request is not self.moved:
             self.queue.insert(0, request)
-            self._moved = request
+            self.moved = request
             return None
-        self._moved = None
+        self.moved = None
         return request
 
 

@@ -10,6 +10,7 @@ import os
 import select
 import time
 
+from policy.seal import parse_slice, read_sealed
 from privsep import dispatch, wiring
 from privsep.audit import Audit
 from privsep.audit import arguments as visible
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from privsep.wiring import Socket
 
 _HANGUP: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
+REFUSAL: Final = "the command is not allowed"
 _LAST_WORDS: Final = 0.5  # seconds for what is still to be written when the supervisor ends us
 
 
@@ -65,7 +67,7 @@ class Front:
             allowed=allowed,
             frozen=lambda: board.frozen,
             version=settings.get("version", "0.0.0"),
-            refusal=settings.get("refusal", "the command is not allowed"),
+            refusal=settings.get("refusal", REFUSAL),
             host_name=lambda: os.uname().nodename or "localhost",
             counts=self._counts,
         )
@@ -115,7 +117,8 @@ class Front:
                         if not self._from_supervisor():
                             self._last_words()
                             return
-                    elif fd in self._by_fd:
+                        break  # there may be more, and it may be another policy: that comes before the host
+                    if fd in self._by_fd:
                         self._from_worker(self._by_fd[fd], events, now)
                     elif fd == host.fd:
                         self._from_host(events, now)
@@ -353,7 +356,7 @@ class Front:
         elif ok:
             try:
                 self._session.answered(request, value, now)
-                if known is not None:
+                if known is not None and not request.muted:
                     known.reply = link.tail
             except (TypeError, ValueError, RecursionError):
                 self._failed(request, dispatch.nonsense(request), now)
@@ -376,6 +379,7 @@ class Front:
             self._log.error(notice.desc)
             self._failed(request, notice, now)
             self._dispatch(now)
+        self._sift(link)  # one that the worker never read may have met another policy meanwhile
         if link.queue and link.state == dispatch.DOWN:
             link.state = dispatch.ASKED
             self._ask(wiring.START | NUMBER[link.row.name])
@@ -407,6 +411,8 @@ class Front:
             self._host.listen(fd)
         elif tag == wiring.TAG_DEVICE and fd is not None:
             self._host.use_device(fd)
+        elif tag == wiring.TAG_POLICY and fd is not None:
+            self._adopt(fd)
         elif len(data) == 2 and data[1] < len(DOMAINS):
             link = self._links[DOMAINS[data[1]].name]
             if tag == wiring.TAG_WORKER and fd is not None:
@@ -424,6 +430,28 @@ class Front:
             elif tag in (wiring.TAG_UNAVAILABLE, wiring.TAG_UNPRIVILEGED):
                 self._refuse(link, dispatch.unavailable(link.row, tag == wiring.TAG_UNPRIVILEGED))
         return True
+
+    def _adopt(self, fd: int) -> None:
+        """Another policy: for every request that no worker has begun.  Raises PolicyError when it is not sealed."""
+        allowed, settings = parse_slice(read_sealed(fd))
+        os.close(fd)
+        self._told.clear()
+        self._session.adopt(allowed=allowed, refusal=settings.get("refusal", REFUSAL))
+        for link in self._links.values():
+            link.moved = None  # a worker that makes room is no worker that does not work
+            self._sift(link)
+            if link.state == dispatch.ASKED and not allowed.intersection(link.verbs):
+                link.state = dispatch.DOWN  # there is no such worker any more
+        self._ask(wiring.ADOPTED[0])
+
+    def _sift(self, link: dispatch.Link) -> None:
+        """Answer what waits for the worker and is not allowed any more."""
+        waiting, link.queue = link.queue, []
+        now = time.monotonic()
+        for request in waiting:
+            if not self._session.withdraw(request, now):
+                link.queue.append(request)
+        self._dispatch(now)
 
     def _last_words(self) -> None:
         """The agent ends: what is finished still goes out, what is with a worker is answered."""

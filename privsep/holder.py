@@ -37,11 +37,12 @@ _AGAIN: Final = 1.0  # seconds until one that failed is tried again
 class Holder:
     """`start` starts a row's process, `ended` is called when nothing is frozen any more, `changed` when the status differs.
 
+    auto_thaw seconds from a freeze to the thawer's deadline; 0: none
     armed     fs has announced a freeze, and nobody has said that all is thawed
     stopping  the agent is being stopped: nothing is started, nothing new is frozen"""
 
     __slots__ = (
-        "armed", "stopping", "_loop", "_log", "_children", "_board", "_runfiles", "_auto_thaw", "_marker", "_privileged",
+        "armed", "stopping", "auto_thaw", "_loop", "_log", "_children", "_board", "_runfiles", "_marker", "_privileged",
         "_ledger", "_start", "_changed", "_ended", "_recovery",
     )  # fmt: skip
 
@@ -66,7 +67,7 @@ class Holder:
         self._children = children
         self._board = board
         self._runfiles = runfiles
-        self._auto_thaw = auto_thaw
+        self.auto_thaw = auto_thaw
         self._marker = marker
         self._privileged = privileged
         self._ledger = ledger
@@ -96,8 +97,8 @@ class Holder:
         self.armed = True
         self._ledger.frozen(True)
         self._board.set_frozen(True)
-        if self._auto_thaw > 0 and self._loop.due("deadline") is None:  # a hostile fs cannot put it off
-            self._loop.at("deadline", self._auto_thaw + _LATER, self._over)
+        if self.auto_thaw > 0 and self._loop.due("deadline") is None:  # a hostile fs cannot put it off
+            self._loop.at("deadline", self.auto_thaw + _LATER, self._over)
         self._changed()
         return True
 

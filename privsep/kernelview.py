@@ -47,8 +47,15 @@ class Report:
     processes: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     landlock: dict[str, str] = field(default_factory=dict)
+    started: int = 0  # of the supervisor, clock ticks since boot
+    outdated: list[str] = field(default_factory=list)  # processes that were told an earlier policy
+    reloads: int = 0  # that have begun
+    reloaded: int = 0  # the number of the last one that ended
+    result: str = ""  # how (privsep/reload.py)
+    says: list[str] = field(default_factory=list)
     audit: str = ""  # the sink of audit records
     rules: dict[str, tuple[str, str]] = field(default_factory=dict)  # refused command -> (rule, origin)
+    origins: dict[str, str] = field(default_factory=dict)  # rule about arguments -> where it stands
     # (command, refusals, rule, origin) of policies that were in force before
     refused: list[tuple[str, int, str, str]] = field(default_factory=list)
 
@@ -99,10 +106,22 @@ def parse_report(text: str) -> Report:
                 report.restarts[name] = int(count)
             case ["landlock", name, level]:
                 report.landlock[name] = level
+            case ["started", ticks] if ticks.isdigit():
+                report.started = int(ticks)
+            case ["outdated", name]:
+                report.outdated.append(name)
+            case ["reload-begun", count] if count.isdigit():
+                report.reloads = int(count)
+            case ["reload", count, result] if count.isdigit():
+                report.reloaded, report.result = int(count), result
+            case ["reload-says", *words]:
+                report.says.append(" ".join(words))
             case ["audit", *words]:
                 report.audit = " ".join(words)
             case ["rule", command, rule, *words]:
                 report.rules[command] = rule, " ".join(words)
+            case ["origin", rule, *words]:
+                report.origins[rule] = " ".join(words)
             case ["refused", command, count, rule, *words] if count.isdigit():
                 report.refused.append((command, int(count), rule, " ".join(words)))
             case ["frozen", flag]:

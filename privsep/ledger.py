@@ -17,7 +17,7 @@ import time
 
 from policy.builtin import COMMANDS
 from privsep import spawn, wiring
-from privsep.audit import RECORD
+from privsep.audit import MASKABLE, MASKED, RECORD
 from privsep.auditrecord import as_text, event, stamped
 from privsep.auditsink import JOURNAL, LOG, open_sink
 from privsep.counters import Page
@@ -143,6 +143,7 @@ class Ledger:
         """Lines for the status file: the sink, the rule of each command that is refused, and what earlier rules refused."""
         lines = [f"audit {self._sink.name}"]
         lines += [f"rule {c} {_words(self._policy.about(c))}" for c in COMMANDS if not self._policy.allows(c)]
+        lines += [f"origin {_words((r.id, r.origin))}" for r in self._policy.rules]
         return lines + [f"refused {c} {count} {_words(rule)}" for c, count, rule in self._settled]
 
     def keep(self, name: str, page: Page) -> None:
@@ -199,7 +200,17 @@ class Ledger:
             if record is None:
                 self._say(f"audit {source.name}", f"{source.name} sent an audit record that is none")
             else:
+                if source.name == "front":
+                    self._hide(record)
                 records.append(record)
+
+    def _hide(self, record: Record) -> None:
+        """What a rule masks, in a refusal of the front's, which is told of no rule."""
+        arguments = record.get("arguments")
+        if not isinstance(arguments, dict) or record["command"] != "guest-exec":
+            return
+        if any(r.kind == "exec" and r.one("mask") == "true" for r in self._policy.rules):
+            arguments.update({name: MASKED for name in MASKABLE if name in arguments})
 
     def resume(self) -> None:
         """Listen again to those who had to wait."""
@@ -217,8 +228,8 @@ class Ledger:
     def _write(self, records: list[Record]) -> None:
         if self._sink.name not in (JOURNAL, LOG):
             for record in records:
-                # What the administrator should see who looks at the log only.
-                if record["phase"] == "refused":
+                # What the administrator should see who looks at the log only; workers have said it there themselves.
+                if record["phase"] == "refused" and record["process"] == "front":
                     self._say(f"refused {record['command']}", as_text(record))
         lost = self._sink.write(records)
         if lost:

@@ -13,14 +13,14 @@ import select
 import time
 
 from privsep import blob, frame, wiring
-from privsep.audit import Audit
+from privsep.audit import MASKABLE, Audit
 from privsep.audit import arguments as visible
 from privsep.counters import nowhere
 from privsep.domains import BY_NAME
 from privsep.fingerprint import fingerprint
 from protocol import tally
 from protocol.commands import Command, verbs_of
-from protocol.errors import CommandError, ProtocolViolation
+from protocol.errors import CommandError, ProtocolViolation, Refused
 from protocol.schema import check_arguments
 
 TYPE_CHECKING = False
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Final
 
+    from policy.decide import Decision, Ruling
+    from policy.rules import Rule, Scope
     from privsep.board import Board
     from privsep.counters import Page
     from privsep.log import Log
@@ -55,6 +57,11 @@ class Context:
     fds       descriptors that came through control, by name: journal, thawer, hook, fs
     control   the socket to the supervisor (fs and thawer)
     board     its `frozen` is the agent's frozen flag
+    scope     what the policy says about requests; None where it says no more than which commands there are
+    ruling    the decisions by its rules; None where it has none
+    grant     the rule that admitted the request that is being executed, whose limits its handler keeps
+    leave     set by a handler: the process is to end as soon as it holds no state, so that the next is started afresh
+    granted   (descriptor, letters) that take the place of the row's paths; set by a worker's `prepare`
     deferred  messages (bytes, descriptor) that a handler took from control while it waited for another; the loop's
     audit     the audit trail
     counts    this process's counters, places by protocol/tally.py
@@ -81,7 +88,17 @@ class Context:
         self.fds: dict[str, int] = {}
         self.control = control
         self.board = board
+        self.scope: Scope | None = None
+        self.ruling: Ruling | None = None
+        self.grant: Rule | None = None
+        self.leave = False
+        self.granted: list[tuple[int, str]] | None = None
         self.deferred: list[tuple[bytes, int | None]] = []
+
+    def refusal(self, command: str, decision: Decision) -> Refused:
+        """The error for the host of a request that the policy refuses; the administrator's log has the rule's place too."""
+        self.log.warning(decision.log(command))
+        return Refused(decision.error(command), rule=decision.rule, reason=decision.reason)
 
     def setting(self, name: str, default: str = "") -> str:
         return self.settings.get(name, default)
@@ -98,9 +115,11 @@ _TAG_NAMES: Final = {
 class _Verb:
     """One of the domain's commands; `handler` is None when policy does not allow it."""
 
-    __slots__ = ("command", "handler", "names", "audited")
+    __slots__ = ("command", "handler", "names", "audited", "number", "limit")
 
-    def __init__(self, command: Command, module: ModuleType, allowed: bool) -> None:
+    def __init__(self, number: int, command: Command, module: ModuleType, allowed: bool) -> None:
+        self.number = number
+        self.limit: tuple[int, Rule] | None = None  # requests a minute
         self.command = command
         self.handler: Callable[..., object] | None = None
         if allowed:
@@ -116,13 +135,20 @@ class Worker:
         self._domain = domain
         self._module = module
         self._context = context
-        self._verbs = tuple([_Verb(c, module, c.name in allowed) for c in verbs_of(domain)])
+        self._verbs = tuple([_Verb(n, c, module, c.name in allowed) for n, c in enumerate(verbs_of(domain))])
+        self._ruling = context.ruling
+        if context.ruling is not None:
+            for verb in self._verbs:
+                verb.limit = context.ruling.rate(verb.command.name)
         self._front: Socket | None = None
         self._front_fd = -1
         self._assembler = frame.Assembler()
         self._greeted = False
         self._window_sent = False  # this front has the memory that is kept for bulk data
+        self._told: set[tuple[str, str]] = set()
+        self._last = 0  # the id of the latest request on this socket: the next one's is larger
         self._unconfirmed: dict[int, Command] = {}
+        self._retired = False  # another policy is in force: end as soon as nothing is held
         self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
         self._view = memoryview(self._buffer)
 
@@ -158,6 +184,7 @@ class Worker:
             events = poll.poll(_UNWANTED_MS if unwanted else None)
             if unwanted and not events:
                 return
+            # The supervisor comes first (it was registered first): a worker that is to make room begins nothing any more.
             for fd, _ in events:
                 if fd == front:
                     if fd == self._front_fd and not self._from_front():
@@ -167,12 +194,19 @@ class Worker:
                 elif fd == control:
                     if not self._from_supervisor(*wiring.receive_fd(context.control)):
                         return
+                    if self._retired and not self._holds():
+                        return
+                    break  # whatever else it says comes before the front
                 elif fd in watched:
                     watched[fd](context)
             while context.deferred:
                 if not self._from_supervisor(*context.deferred.pop(0)):
                     return
+            if self._retired and not self._holds():
+                return
             context.log.flush()
+            if context.leave and not self._holds():
+                return
 
     def _let_go(self) -> None:
         """Of the front."""
@@ -199,6 +233,13 @@ class Worker:
         if not data:
             self._optional("orphaned")
             return False
+        if data[:1] == wiring.TAG_RETIRE:
+            self._retired = True
+            if data[1:] == b"\1" and self._holds():
+                context.log.warning("the policy allows less than before: what was open or running is given up")
+                self._optional("stopping")
+                return False
+            return True
         if fd is None:
             return True
         if data[:1] == wiring.TAG_CHANNEL:
@@ -208,6 +249,7 @@ class Worker:
             self._assembler = frame.Assembler()
             self._greeted = False
             self._window_sent = False
+            self._last = 0
             self._unconfirmed.clear()
         else:
             name = _TAG_NAMES[data[:1]]
@@ -233,6 +275,9 @@ class Worker:
         number, verb, arguments = value[:3]
         if type(number) is not int or type(verb) is not int or type(arguments) is not dict:
             raise ProtocolViolation("not a request")
+        if number <= self._last:  # an answer, or a line of the audit trail, could be taken for another's
+            raise ProtocolViolation("an id that is not new")
+        self._last = number
         if not self._greeted:
             if verb != frame.HELLO:
                 raise ProtocolViolation("no hello")
@@ -276,27 +321,39 @@ class Worker:
         begun = 0.0 if audit is None else time.monotonic()
         result = tally.OK
         taken = 0
+        rule = ""  # the one about arguments that decided
         value: object
         try:
             handler = verb.handler
-            if handler is None:  # the front would have refused it, so it is always told
-                result = tally.REFUSED
-                context.audit.refused(number, command.name, visible(command, arguments))
-                raise CommandError.disabled(command.name)
+            if handler is None:
+                self._log_disabled(command)
+                disabled = CommandError.disabled(command.name)
+                raise Refused(disabled.desc, disabled.kind)
             if bulk is not None:
                 arguments[command.takes] = ""  # it is text; what is in it is the handler's to judge
-            checked = check_arguments(command.args, arguments) if arguments or command.args else arguments
+            if arguments or command.args:
+                arguments = check_arguments(command.args, arguments)
+            checked = arguments
             if command.takes:
                 taken = (len(checked.get(command.takes, "")) if bulk is None else bulk.size) * 3 // 4  # type: ignore[arg-type]
-            if audit is not None:
-                audit.begin(number, command.name, visible(command, checked))
             if bulk is not None:
                 checked[command.takes] = bulk
+            if self._ruling is not None:
+                decision = self._decide(self._ruling, verb, checked)
+                rule = decision.rule if decision.grant is not None or not decision.allowed else ""
+                if not decision.allowed:
+                    raise context.refusal(command.name, decision)
+            if audit is not None:
+                audit.begin(number, command.name, visible(command, checked, self._masked(command)), rule)
             names = verb.names
             ok, value = True, handler(context, **{names[k]: v for k, v in checked.items()})
+        except Refused as e:
+            ok, value = False, [e.kind, e.desc]
+            result = tally.REFUSED
+            self._tell_refusal(number, command, arguments, e)
         except CommandError as e:
             ok, value = False, [e.kind, e.desc]
-            result = result or tally.ERROR
+            result = tally.ERROR
         except Exception as e:  # a bug: told without the values, which may be secret
             place = e.__traceback__
             while place is not None and place.tb_next is not None:
@@ -314,20 +371,61 @@ class Worker:
             bulk.drain()
         if command.confirm:
             self._unconfirmed[number] = command
-        given = 0
-        if ok and command.gives:
-            given = self._reply_bulk(number, command, value)
-        else:
-            self._reply(number, ok, value)
+        given = _bulk_bytes(command, value) if ok and command.gives else 0
         counts, cell = context.counts, command.cell
         counts[cell + result] += 1
         if taken:
             counts[cell + tally.TAKEN] += taken
         if given:
             counts[cell + tally.GIVEN] += given
-        if audit is not None and result != tally.REFUSED:
+        if audit is not None and result != tally.REFUSED:  # before the host knows it, and whatever becomes of us then
             error = None if ok else value[1]  # type: ignore[index]
-            audit.end(number, command.name, error=error, took=time.monotonic() - begun, taken=taken, given=given)
+            audit.end(
+                number, command.name, error=error, took=time.monotonic() - begun, taken=taken, given=given, rule=rule
+            )
+        if ok and command.gives:
+            self._reply_bulk(number, command, value)
+        else:
+            self._reply(number, ok, value)
+
+    def _decide(self, ruling: Ruling, verb: _Verb, arguments: dict[str, object]) -> Decision:
+        """By the rules of the slice, and by what was counted; what is let through is counted here."""
+        decision = ruling.request(verb.command.name, arguments, getattr(self._module, "uid_of", None))
+        if decision.allowed and verb.limit is not None:
+            limit, rule = verb.limit
+            page = self._context.counters
+            # Without a page nothing can be counted, so nothing goes.
+            if page is None or not ruling.admit(page.seconds(verb.number), limit, time.monotonic()):
+                decision = ruling.too_often(limit, rule)
+        self._context.grant = decision.grant
+        return decision
+
+    def _tell_refusal(self, number: int, command: Command, arguments: dict[str, object], refused: Refused) -> None:
+        """To the counters and the audit trail; of what hosts ask all the time the trail has the first for each rule."""
+        context = self._context
+        if refused.rule and context.counters is not None:
+            context.counters.refused_by(f"{command.name} {refused.rule}")
+        if command.polled and refused.rule:
+            if (command.name, refused.rule) in self._told:
+                return
+            self._told.add((command.name, refused.rule))
+        # What was refused is shown masked: there is no rule that would say otherwise.
+        masked = MASKABLE if context.ruling is not None and context.ruling.masks(command.name) else ()
+        context.audit.refused(number, command.name, visible(command, arguments, masked), refused.rule, refused.reason)
+
+    def _masked(self, command: Command) -> tuple[str, ...]:
+        """The arguments that the rule in force keeps out of the audit trail."""
+        grant = self._context.grant
+        return MASKABLE if self._ruling is not None and grant is not None and grant.one("mask") == "true" else ()
+
+    def _log_disabled(self, command: Command) -> None:
+        """The front refuses it too, and first: whoever still asks has taken the front over, or it is of another policy."""
+        context = self._context
+        if context.scope is not None:
+            rule, origin = context.scope.about(command.name)
+        else:
+            rule, origin = context.setting("rule"), context.setting("origin")
+        context.log.warning(f"{command.name} is not allowed: rule {rule} ({origin})")
 
     def _reply(self, number: int, ok: bool, value: object) -> None:
         assert self._front is not None
@@ -337,26 +435,25 @@ class Worker:
         except OSError:
             pass  # the front is gone; the end of file that follows says so
 
-    def _reply_bulk(self, number: int, command: Command, value: object) -> int:
-        """A reply whose bulk members, raw bytes until here, go into a memfd when they are large; how many bytes those are."""
+    def _reply_bulk(self, number: int, command: Command, value: object) -> None:
+        """A reply whose bulk members, raw bytes until here, go into a memfd when they are large."""
         assert self._front is not None and isinstance(value, dict)
         members = [name for name in command.gives if name in value]
         made: blob.Sealed | blob.Kept | None = None
         if len(members) == 1 and isinstance(value[members[0]], (blob.Sealed, blob.Kept)):
             made = value[members[0]]
-            size: int = made.size
-            value[members[0]] = size
-        elif (size := sum(len(value[name]) for name in members)) > frame.INLINE:
+            value[members[0]] = made.size
+        elif sum(len(value[name]) for name in members) > frame.INLINE:
             try:
                 made = blob.of([value[name] for name in members])
             except OSError as e:
                 self._reply(number, False, ["GenericError", f"no memory for the reply: {e.strerror}"])
-                return 0
+                return
             for name in members:
                 value[name] = len(value[name])
         if made is None:
             self._reply(number, True, value)
-            return size
+            return
         kept = isinstance(made, blob.Kept)
         (part,) = frame.encode([number, True, value, members, kept])
         try:
@@ -372,4 +469,14 @@ class Worker:
         finally:
             if isinstance(made, blob.Sealed):
                 os.close(made.fd)
-        return size
+
+
+def _bulk_bytes(command: Command, value: object) -> int:
+    """How many bytes of bulk data are in a result."""
+    total = 0
+    if isinstance(value, dict):
+        for name in command.gives:
+            member = value.get(name)
+            if member is not None:
+                total += member.size if isinstance(member, (blob.Sealed, blob.Kept)) else len(member)
+    return total

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import os
 
-from policy.seal import fill, seal, slice_for
 from privsep import channel, rundir, statefile
 from privsep.auditsink import SinkError
 from privsep.domains import BY_NAME
 from privsep.ledger import Ledger
 from privsep.log import Log
+from privsep.orders import orders_of
 from privsep.runfiles import RunFiles
 from privsep.supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from policy.model import Policy
     from privsep.config import Config
     from privsep.daemon import PidFile
     from privsep.early import Early
+    from privsep.orders import Orders
 
 NAME = "supervisor"
 
@@ -31,8 +34,18 @@ class StartError(Exception):
     """The agent cannot start; the text is for the administrator."""
 
 
-def start(config: Config, policy: Policy, libexec: str, early: Early | None = None) -> int:
-    """Run the agent until it ends; the exit status.  `early`: the front runs already (privsep/early.py)."""
+def start(
+    config: Config,
+    policy: Policy,
+    libexec: str,
+    early: Early | None = None,
+    *,
+    again: Callable[[], tuple[Config, Policy]],
+) -> int:
+    """Run the agent until it ends; the exit status.
+
+    early  the front runs already (privsep/early.py)
+    again  reads configuration and policy anew, for a reload"""
     assert config.statedir is not None and config.pidfile is not None
     config.statedir = os.path.abspath(config.statedir)
     log = Log(2, NAME, config.verbose)
@@ -42,12 +55,24 @@ def start(config: Config, policy: Policy, libexec: str, early: Early | None = No
         inherited = channel.activated(dict(os.environ), os.getpid())
         directory = _state(config)
         logfile = None if config.logfile is None else os.path.abspath(config.logfile)
+        place = os.getcwd()
         if config.daemonize:
             pidfile = _background(os.path.abspath(config.pidfile))
         if logfile is not None:
             _to_file(logfile, config.statedir, log)
             log = Log(2, NAME, config.verbose)
-        return _supervise(config, policy, libexec, log, RunFiles(directory), inherited, early)
+
+        def read_again(result: int) -> int:
+            from privsep.reread import read_into
+
+            os.chdir(place)  # names on the command line may be relative
+            return read_into(result, again, config)
+
+        def reopen_log() -> bool:
+            return logfile is not None and _reopened(logfile, config.statedir or "", log)
+
+        orders = orders_of(config, policy)
+        return _supervise(config, orders, libexec, log, RunFiles(directory), inherited, early, read_again, reopen_log)
     except (StartError, channel.ChannelError) as e:
         log.error(str(e))
         return 1
@@ -86,32 +111,47 @@ def _to_file(path: str, statedir: str, log: Log) -> None:
         log.warning(f"an earlier agent left a freeze; the log stays here until the next start, not in {path}")
         return
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+        fd = _open_log(path)
     except OSError as e:
         raise StartError(f"cannot open the log file {path}: {e.strerror}") from None
     os.dup2(fd, 2)
     os.close(fd)
 
 
+def _open_log(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+
+
+def _reopened(path: str, statedir: str, log: Log) -> bool:
+    """Whether standard error is another file now, because the log file was renamed or removed."""
+    if statefile.is_marked(statedir):
+        return False  # opening may wait for ever
+    try:
+        fd = _open_log(path)
+    except OSError as e:
+        log.error(f"cannot open the log file {path}, the old one is written on: {e.strerror}")
+        return False
+    new, old = os.fstat(fd), os.fstat(2)
+    other = (new.st_dev, new.st_ino) != (old.st_dev, old.st_ino)
+    if other:
+        os.dup2(fd, 2)
+    os.close(fd)
+    return other
+
+
 def _supervise(
     config: Config,
-    policy: Policy,
+    orders: Orders,
     libexec: str,
     log: Log,
     runfiles: RunFiles,
     inherited: channel.Channel | None,
     early: Early | None,
+    read_again: Callable[[int], int],
+    reopen_log: Callable[[], bool],
 ) -> int:
     statedir, method, path = config.statedir, config.method, config.path
     assert statedir is not None and method is not None and path is not None
-    settings = config.settings(policy)
-
-    def sealed(domain: str, more: dict[str, str], into: int | None) -> int:
-        data = slice_for(domain, policy, {**settings, **more})
-        if into is None:
-            return seal(data, f"privsep-ga-{domain}")
-        fill(into, data)
-        return into
 
     def marker(frozen: bool) -> None:
         try:
@@ -119,31 +159,29 @@ def _supervise(
         except OSError as e:
             log.warning(f"cannot {'make' if frozen else 'remove'} the frozen marker in {statedir}: {e.strerror}")
 
-    enabled = enabled_rows(policy, hook=bool(config.hook))
-    _granted(enabled)
+    _granted(orders.rows)
     try:
-        ledger = Ledger(to=policy.more.get("audit-to", ""), log=log, policy=policy)
+        ledger = Ledger(to=orders.policy.more.get("audit-to", ""), log=log, policy=orders.policy)
     except SinkError as e:
         raise StartError(str(e)) from None
     supervisor = Supervisor(
         log=log,
         libexec=libexec,
-        enabled=enabled,
-        slices=sealed,
+        orders=orders,
+        orders_of=lambda policy: orders_of(config, policy),
+        read_again=read_again,
+        reopen_log=reopen_log,
         open_channel=lambda: inherited or channel.open_channel(method, path),
         retry=config.retry,
         runfiles=runfiles,
-        auto_thaw=float(policy.auto_thaw),
-        hook_limit=float(policy.hook_limit),
         marker=marker,
-        policy_name=policy.name,
         ledger=ledger,
         early=early,
     )
     log.hold = lambda: supervisor.board.frozen
-    _wall(log, libexec, enabled)
+    supervisor.walled = _wall(log, libexec, orders.rows)
     supervisor.start_front()
-    for note in policy.notes:
+    for note in orders.policy.notes:
         log.warning(note)
     try:
         if not statefile.is_marked(statedir):
@@ -169,12 +207,13 @@ def _granted(enabled: frozenset[str]) -> None:
         raise StartError(problem)
 
 
-def _wall(log: Log, libexec: str, enabled: frozenset[str]) -> None:
+def _wall(log: Log, libexec: str, enabled: frozenset[str]) -> bool:
     """The supervisor's own filter: what no row needs is refused to it and to all that it starts.
 
-    Not where an enabled row's programs are the administrator's or the host's own: they would inherit it.  Raises StartError."""
+    Not where an enabled row's programs are the administrator's or the host's own: they would inherit it.  Whether it is in
+    force.  Raises StartError."""
     if os.geteuid() != 0 or not all(BY_NAME[name].filtered for name in enabled):
-        return
+        return False
     from privsep.sandbox import kernel, seccomp
 
     try:
@@ -183,13 +222,5 @@ def _wall(log: Log, libexec: str, enabled: frozenset[str]) -> None:
         raise StartError(str(e)) from None
     except OSError as e:  # no CAP_SYS_ADMIN, as in a container
         log.warning(f"degraded: the supervisor's own system calls are not filtered ({e.strerror})")
-
-
-def enabled_rows(policy: Policy, *, hook: bool) -> frozenset[str]:
-    """The rows that may have a process: the front, whatever has an allowed command, and what a freeze needs."""
-    rows = {"front", *policy.domains()}
-    if "fs" in rows:
-        rows.add("thawer")
-        if hook:
-            rows.add("hook")
-    return frozenset(rows)
+        return False
+    return True

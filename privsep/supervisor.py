@@ -9,6 +9,10 @@ Deaths:
   when it keeps dying.
 * the front: started again at once; workers that hold state get a new socket when the new front asks for them.
 * fs and thawer: `privsep/holder.py`.
+
+A reload (`privsep/reload.py`) puts other orders in force.  Workers whose slice differs are replaced, each between two requests; they
+are told before the front is, so none of them begins a request that the front admitted under the new policy.
+fs, thawer and hook belong together: they live under the orders that their first was started with, until all are gone.
 """
 
 from __future__ import annotations
@@ -22,13 +26,23 @@ import time
 from privsep import channel, life, spawn, wiring
 from privsep.accounts import resolve
 from privsep.board import Board
-from privsep.children import Child
-from privsep.domains import BY_NAME, DOMAINS, LANDLOCK, LANDLOCK_UNDECLARED, NUMBER, SUPERVISOR_CAPS
+from privsep.children import KEPT, Child
+from privsep.domains import (
+    BY_NAME,
+    CAPABILITIES,
+    DOMAINS,
+    LANDLOCK,
+    LANDLOCK_UNDECLARED,
+    NUMBER,
+    SUPERVISOR_CAPS,
+    Domain,
+)
 from privsep.frontlog import FrontLog
 from privsep.holder import Holder
 from privsep.ledger import outlet
 from privsep.loop import Loop
 from privsep.notify import Notifier
+from privsep.orders import APPLIED, RESTART_NEEDED, narrower
 from privsep.sandbox import caps
 
 TYPE_CHECKING = False
@@ -36,9 +50,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
+    from policy.model import Policy
     from privsep.early import Early
     from privsep.ledger import Ledger
     from privsep.log import Log
+    from privsep.orders import Orders
+    from privsep.reload import Reload
     from privsep.runfiles import RunFiles
     from privsep.wiring import Socket
 
@@ -53,42 +70,50 @@ _PASSING: Final = (
 _HOPELESS: Final = 3  # fronts that ended before one was ready
 _REAPED: Final = 0.3  # seconds for a worker that is on its way out; then the front gets another socket to it
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
+_FREEZERS: Final = ("fs", "thawer", "hook")
 
 
 class Supervisor:
-    """`enabled` are the rows that may have a process; `slices` makes the sealed policy of one."""
+    """
+    orders_of   makes the orders of another policy
+    read_again  does the work of a reload's child (`privsep/reload.py`), given the descriptor for its result
+    reopen_log  makes another file descriptor 2 when the log file was renamed, and says whether it did
+    """
 
     def __init__(
         self,
         *,
         log: Log,
         libexec: str,
-        enabled: frozenset[str],
-        slices: Callable[[str, dict[str, str], int | None], int],
+        orders: Orders,
+        orders_of: Callable[[Policy], Orders],
+        read_again: Callable[[int], int],
+        reopen_log: Callable[[], bool],
         open_channel: Callable[[], channel.Channel],
         retry: bool,
         runfiles: RunFiles,
-        auto_thaw: float,
-        hook_limit: float,
         marker: Callable[[bool], None],
-        policy_name: str,
         ledger: Ledger,
         early: Early | None = None,
     ) -> None:
         self._log = log
         self._ledger = ledger
         self._libexec = libexec
-        self._enabled = enabled
-        self._slices = slices
+        self._orders = orders
+        self._freezing_orders = orders  # those of fs, thawer and hook
+        self._orders_of = orders_of
+        self._read_again = read_again
+        self._reopen_log = reopen_log
         self._open_channel = open_channel
         self._retry = retry
         self._runfiles = runfiles
-        self._auto_thaw = auto_thaw
-        self._hook_limit = hook_limit
-        self._policy_name = policy_name
         self._privileged = os.geteuid() == 0
         with open("/proc/self/status", "rb", buffering=0) as status:
             self._available = caps.permitted(caps.parse_status(status.read(16384)))
+        self._granted = self._available  # what we were started with
+        with open("/proc/self/stat", "rb", buffering=0) as stat_file:
+            # In clock ticks since boot, which with the number makes a process one of its kind (proc(5)).
+            self._born = int(stat_file.read(4096).rpartition(b")")[2].split()[19])
         self._log_fd = spawn.above(os.dup(2))
         os.set_inheritable(self._log_fd, False)
         self._early = early
@@ -100,7 +125,7 @@ class Supervisor:
             self.board.fd = spawn.above(self.board.fd)
         with open("/etc/passwd", "rb") as f:
             ids, self._missing_accounts = resolve(f.read())
-        self.children = {d.name: Child(d, *ids[d.name]) for d in DOMAINS}
+        self.children = {d.name: Child(d, *ids[d.name], orders) for d in DOMAINS}
         self._loop = Loop()
         self._front_log: FrontLog | None = None
         if stat.S_ISREG(os.fstat(self._log_fd).st_mode):
@@ -111,7 +136,7 @@ class Supervisor:
             children=self.children,
             board=self.board,
             runfiles=runfiles,
-            auto_thaw=auto_thaw,
+            auto_thaw=orders.auto_thaw,
             marker=marker,
             privileged=self._privileged,
             ledger=ledger,
@@ -119,6 +144,9 @@ class Supervisor:
             changed=self._changed,
             ended=self._freeze_ended,
         )
+        self._reload: Reload | None = None
+        self._settled = True  # no process is left of an earlier policy
+        self.walled = False  # our own system calls are filtered, and so are those of all that we start
         self._channel: channel.Channel | None = None
         self._told_of_landlock = False
         self._stopping = False
@@ -149,8 +177,7 @@ class Supervisor:
             self._log.debug(f"accounts that do not exist have fixed ids: {', '.join(self._missing_accounts)}")
         if not self._privileged:
             self._log.warning("not started as root: commands that need a privilege answer with an error that names it")
-        if self._auto_thaw == 0 and "fs" in self._enabled:
-            self._log.warning("auto-thaw is 0: a freeze that the host does not end lasts for ever")
+        self._warn()
         if self._runfiles.journal_pending():
             self._holder.recover("the agent was restarted")
         self._status()
@@ -163,6 +190,10 @@ class Supervisor:
         self._runfiles.remove_status()
         return 1 if self._failed else 0
 
+    def _warn(self) -> None:
+        if self._orders.auto_thaw == 0 and "fs" in self._orders.rows:
+            self._log.warning("auto-thaw is 0: a freeze that the host does not end lasts for ever")
+
     def _take_signals(self) -> None:
         for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
             _signal.signal(number, lambda *_: None)
@@ -174,7 +205,7 @@ class Supervisor:
         """Our own bounding set: what the enabled rows and we ourselves need."""
         last = caps.last_cap()
         mask = sum(1 << n for n in (caps.number(c) for c in SUPERVISOR_CAPS))
-        for name in self._enabled:
+        for name in self._orders.rows:
             mask |= BY_NAME[name].mask(self._available)
         mask &= self._available
         caps.limit_bounding(mask, last)
@@ -192,7 +223,7 @@ class Supervisor:
             if number in (_signal.SIGTERM, _signal.SIGINT):
                 self._stop()
             elif number == _signal.SIGHUP:
-                self._log.warning("SIGHUP: the policy is read at start only; restart the agent to apply a change")
+                self._hang_up()
 
     # -- the channel
 
@@ -236,10 +267,11 @@ class Supervisor:
             return not child.leaving
         if self._stopping or not child.life.may_start(time.monotonic()):
             return False
+        orders = child.orders = self._orders_for(name)
         settings = {"uid": str(child.uid), "gid": str(child.gid), "privileged": "1" if self._privileged else "0"}
         if name == "front" and self._early is not None:
             early, self._early = self._early, None
-            os.close(self._slices(name, settings, early.policy))
+            os.close(orders.sealed(name, settings, early.policy))
             try:
                 early.control.send(wiring.GO)
             except OSError:
@@ -249,7 +281,7 @@ class Supervisor:
             return True
         ours, theirs = wiring.pair()
         audit, their_audit = outlet()
-        policy = spawn.above(self._slices(name, settings, None))
+        policy = spawn.above(orders.sealed(name, settings))
         control = spawn.above(theirs.detach())
         try:
             pid = spawn.spawn(
@@ -289,12 +321,12 @@ class Supervisor:
     def _equip_fs(self) -> None:
         """fs needs the journal, the thawer and, when there is a hook, the hook worker: all up before it starts work."""
         # While their interpreters start: whatever we may need ourselves later must not be read from a frozen disk then.
-        from privsep import recover  # noqa: F401
+        from privsep import recover, reload  # noqa: F401
 
         fs = self.children["fs"]
         fs.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
         for name, tag in (("thawer", wiring.TAG_THAWER), ("hook", wiring.TAG_HOOK)):
-            if name not in self._enabled:
+            if name not in self._freezing_orders.rows:
                 continue
             helper = self.children[name]
             if not helper.alive:
@@ -343,6 +375,10 @@ class Supervisor:
                 self._log.error(f"{child.row.name} is not what its row says and is ended: {'; '.join(found)}")
                 child.kill()
                 return
+        if child.retired != KEPT:
+            # Before it has its socket to the front: what stands there already goes to the next worker.
+            child.leave_after(self._loop.forget)
+            return
         child.is_ready(time.monotonic())
         if child.row.name == "front":
             self._notifier.ready()
@@ -351,13 +387,17 @@ class Supervisor:
             child.tell(wiring.TAG_START)
             if self._stopping and child.row.name == "fs":
                 child.tell(wiring.TAG_QUIT)  # it was still starting when all were told
+        self._settle()
         self._status()
 
     def _front_asks(self, byte: int) -> None:
         number = byte & wiring.NUMBER_MASK
         if byte == wiring.REOPEN[0]:
             self._reopen()
-        elif number < len(DOMAINS) and DOMAINS[number].channel == "front" and DOMAINS[number].name in self._enabled:
+        elif byte == wiring.ADOPTED[0]:
+            if self._reload is not None:
+                self._reload.confirm()
+        elif number < len(DOMAINS) and DOMAINS[number].channel == "front":
             row = DOMAINS[number]
             if byte & ~wiring.NUMBER_MASK == wiring.END:
                 self._log.error(f"{row.name} is over its time limit and is ended")
@@ -367,6 +407,8 @@ class Supervisor:
 
     def _connect(self, name: str) -> None:
         """Give the front a socket to that worker, which is started when it is not there."""
+        if name not in self._orders_for(name).rows:
+            return  # a hostile front, or one that has not heard of a reload yet
         front = self.children["front"]
         row = BY_NAME[name]
         number = bytes((NUMBER[name],))
@@ -374,7 +416,7 @@ class Supervisor:
             front.tell(wiring.TAG_UNPRIVILEGED + number)
             return
         child = self.children[name]
-        if child.alive and (child.leaving or child.killed or child.served):
+        if self._going(name):
             # It is on its way out: its sockets close before its pidfd says so.  `_died` comes back to this.
             child.served = False
             self._loop.at(f"connect {name}", _REAPED, lambda: self._connect(name))
@@ -391,6 +433,13 @@ class Supervisor:
         front.give(wiring.TAG_WORKER + number, theirs.detach())
         child.served = True
 
+    def _going(self, name: str) -> bool:
+        """Whether it is there, but not for long, or, for fs, one of those that it comes and goes with."""
+        child = self.children[name]
+        if child.alive and child.served:
+            return True
+        return any(self.children[n].going for n in (_FREEZERS if name == "fs" else (name,)))
+
     def _died(self, child: Child) -> None:
         name = child.row.name
         now = time.monotonic()
@@ -400,7 +449,8 @@ class Supervisor:
         settled = child.life.settled(now)
         how = child.reap()
         # Nobody is idle for a minute within two seconds: who leaves so early, however politely, does not work.
-        expected = child.leaving or self._stopping or (settled and how == "exit status 0")
+        left = how == "exit status 0" and (settled or child.retired != KEPT)
+        expected = child.leaving or self._stopping or left
         child.life.died(now, expected=expected)
         if not expected:
             self._log.error(f"{name} ended by {how}")
@@ -418,9 +468,12 @@ class Supervisor:
             self._holder.fs_died()
         elif name == "thawer":
             self._holder.thawer_died()
-        if self._loop.due(f"connect {name}") is not None:
-            self._loop.cancel(f"connect {name}")
-            self._connect(name)
+        self._settle()
+        # What waited for it to be gone; fs waits for its helpers too.
+        for waiting in dict.fromkeys((name, "fs" if name in _FREEZERS else name)):
+            if self._loop.due(f"connect {waiting}") is not None:
+                self._loop.cancel(f"connect {waiting}")
+                self._connect(waiting)
         self._status()
 
     def _start_front(self) -> bool:
@@ -454,6 +507,120 @@ class Supervisor:
         if self._front_log is not None:
             self._front_log.watch()
         self._changed()
+        self._settle()
+        if self._reload is not None:
+            self._reload.resume()
+
+    # -- reload
+
+    def _hang_up(self) -> None:
+        """SIGHUP: the policy anew, and the log file anew if somebody renamed it."""
+        if self._stopping:
+            return
+        self._reloading().ask()
+        if not self._holder.armed:
+            self._log_anew()
+
+    def _reloading(self) -> Reload:
+        if self._reload is None:
+            from privsep.reload import Reload  # agents are seldom told to
+
+            self._reload = Reload(
+                loop=self._loop,
+                log=self._log,
+                reader=self._read_without_privilege,
+                held=lambda: self._holder.armed or self._holder.recovering,
+                starting=lambda: any(child.alive and not child.up for child in self.children.values()),
+                adopt=self._adopt,
+                changed=self._status,
+            )
+        return self._reload
+
+    def _read_without_privilege(self, result: int) -> int:
+        """In the child."""
+        if self._privileged:
+            caps.limit_to(0, caps.last_cap())
+        return self._read_again(result)
+
+    def _log_anew(self) -> None:
+        """Workers that hold nothing make room for others with the new log file; the front writes to a pipe of ours."""
+        if self._reopen_log():
+            os.dup2(2, self._log_fd, inheritable=False)
+            for child in self.children.values():
+                if child.row.channel == "front":
+                    child.retire(firm=False)
+
+    def _adopt(self, policy: Policy) -> tuple[str, list[str]]:
+        """Put this policy in force, if it asks for nothing that is gone for good; the result and what there is to say.
+
+        APPLIED is to be confirmed by the front, which may be reading what its host has sent just now."""
+        orders = self._orders_of(policy)
+        notes = list(policy.notes)
+        gone = [self._gone(row) for row in DOMAINS if row.name in orders.rows]
+        if any(gone):
+            return RESTART_NEEDED, [line for line in gone if line]
+        if policy.more.get("audit-to") != self._orders.policy.more.get("audit-to"):
+            notes.append("[audit] to has changed: that takes effect when the agent is restarted")
+        self._orders = orders
+        self._ledger.adopt(policy)
+        self._settled = False
+        self._settle()
+        front = self.children["front"]
+        if front.alive:
+            front.give(wiring.TAG_POLICY, spawn.above(orders.sealed("front", {})))
+        self._warn()
+        return APPLIED, notes
+
+    def _gone(self, row: Domain) -> str:
+        """Why the row cannot have a process before a restart; empty when it can."""
+        if not self._privileged:
+            return ""
+        missing = row.mask(self._granted) & ~self._available
+        if missing:
+            names = [f"CAP_{c}" for c in row.caps if c != "ALL" and missing >> CAPABILITIES[c] & 1]
+            what = ", ".join(names) or "capabilities"
+            return f"restart needed: {row.name} needs {what}, which the agent has given up"
+        if self.walled and not row.filtered:
+            return f"restart needed: programs of {row.name} would inherit the agent's own filter of system calls"
+        return ""
+
+    def _orders_for(self, name: str) -> Orders:
+        """What a process that is started now is told: fs, thawer and hook what the first of them was."""
+        if name not in _FREEZERS:
+            return self._orders
+        if self._freezing_orders is not self._orders and not self._freezing():
+            self._freezing_orders = self._orders
+            self._holder.auto_thaw = self._orders.auto_thaw
+        return self._freezing_orders
+
+    def _freezing(self) -> bool:
+        """Something of a freeze is left: a process, a file system, a hook that is due."""
+        if self._holder.armed or self._holder.recovering or any(self.children[n].alive for n in _FREEZERS):
+            return True
+        return self._runfiles.journal_pending()
+
+    def _outdated(self, child: Child) -> bool:
+        """Whether the process was told something else than it would be told now.  The front is told, not replaced."""
+        name = child.row.name
+        if not child.alive or name == "front" or child.orders is self._orders:
+            return False
+        names = _FREEZERS if name in _FREEZERS else (name,)
+        return any(child.orders.slice(n) != self._orders.slice(n) for n in names)
+
+    def _settle(self) -> None:
+        """After a reload: tell whom it concerns to leave, and when all have, give up what nobody needs any more."""
+        if self._settled or self._stopping or self._holder.armed or self._holder.recovering:
+            return
+        outdated = [child for child in self.children.values() if self._outdated(child)]
+        for child in outdated:
+            # thawer and hook go with fs, and fs only when nothing is frozen.
+            if child.row.channel == "front":
+                name = child.row.name
+                child.retire(firm=name != "fs" and narrower(child.orders.slice(name), self._orders.slice(name)))
+        if not outdated and all(child.up for child in self.children.values() if child.alive):
+            self._settled = True
+            if self._privileged:
+                self._limit()
 
     # -- the end
 
@@ -471,6 +638,8 @@ class Supervisor:
         self._notifier.stopping()
         self._stopping = self._holder.stopping = True
         self._loop.cancel_all()
+        if self._reload is not None:
+            self._reload.stop()
         if self.children["fs"].alive:
             self.children["fs"].tell(wiring.TAG_QUIT)
         if self._holder.armed:
@@ -498,7 +667,8 @@ class Supervisor:
                 fs.kill()
             return
         waiting_for_hook = fs.alive and self.children["hook"].alive and not fs.leaving
-        self._loop.at("stop", self._hook_limit + 1.0 if waiting_for_hook else _STOP_ALL, self._stop_kill)
+        limit = self._freezing_orders.hook_limit + 1.0 if waiting_for_hook else _STOP_ALL
+        self._loop.at("stop", limit, self._stop_kill)
         for child in self.children.values():
             if waiting_for_hook and child.row.name in ("fs", "hook", "thawer"):
                 continue
@@ -517,9 +687,10 @@ class Supervisor:
 
     def _status(self) -> None:
         lines = [
-            f"policy {self._policy_name}",
+            f"policy {self._orders.policy.name}",
             f"frozen {int(self._holder.armed)}",
             f"process supervisor {os.getpid()}",
+            f"started {self._born}",
         ]
         for child in self.children.values():
             if child.up:
@@ -532,4 +703,7 @@ class Supervisor:
         deadline = self._holder.deadline
         if deadline is not None:
             lines.append(f"deadline {deadline:.3f}")
+        lines += [f"outdated {child.row.name}" for child in self.children.values() if self._outdated(child)]
+        if self._reload is not None:
+            lines += self._reload.status()
         self._runfiles.write_status("\n".join(lines) + "\n")

@@ -31,6 +31,7 @@ COUNTERS_FD: Final = 7
 # One-byte messages of the control sockets.  `START` and `END` carry the domain's number in the low bits.
 READY: Final = b"R"  # and a second byte: the level of Landlock
 REOPEN: Final = b"\x01"
+ADOPTED: Final = b"\x02"
 START: Final = 0x40
 END: Final = 0x60
 NUMBER_MASK: Final = 0x1F
@@ -52,6 +53,8 @@ TAG_FS: Final = b"F"
 TAG_START: Final = b"S"
 GO: Final = b"G"  # to a front that was started early: the slice is sealed
 TAG_QUIT: Final = b"Q"
+TAG_POLICY: Final = b"P"  # to the front: another slice
+TAG_RETIRE: Final = b"E"  # and a second byte: 1 if it must not wait until nothing is held
 
 
 def adopt(fd: int) -> Socket:

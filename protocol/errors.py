@@ -40,6 +40,17 @@ class CommandError(Exception):
         return cls(f"{what}: {strerror(number)}")
 
 
+class Refused(CommandError):
+    """The policy forbids it.  `rule` is the id of the rule, "" for the one about the command as such; `reason` is for the audit."""
+
+    __slots__ = ("reason", "rule")
+
+    def __init__(self, desc: str, kind: str = "GenericError", *, rule: str = "", reason: str = "") -> None:
+        super().__init__(desc, kind)
+        self.rule = rule
+        self.reason = reason
+
+
 class ProtocolViolation(Exception):
     """The peer on an internal socket broke the protocol: it is killed, not answered."""
 

@@ -167,6 +167,24 @@ class Session:
 
     # -- what the owner calls
 
+    def adopt(self, *, allowed: frozenset[str], refusal: str) -> None:
+        """Another policy is in force: whatever has not been called yet is judged by it."""
+        self._allowed = allowed
+        self._refusal = refusal
+        self._info.clear()
+        self._known.clear()
+        self._syncs.clear()
+
+    def withdraw(self, request: Request, now: float) -> bool:
+        """Refuse a request that was called, but that no worker has begun, if it is not allowed any more."""
+        try:
+            self._permit(request)
+        except CommandError as e:
+            self._count_refusal(request)
+            self.failed(request, e, now)
+            return True
+        return False
+
     @property
     def full(self) -> bool:
         """The owner should not read from the channel now."""
@@ -435,16 +453,25 @@ class Session:
                 self._counts[request.command.cell + tally.OK] += 1
             except CommandError as e:
                 request.error = e
-                assert request.command is not None
-                self._counts[request.command.cell + _RESULT[request.reason]] += 1
-                if request.reason:
-                    self.refused.append(request)
+                self._count_refusal(request)
         if request.error is not None:
             line = wire.failure(request.error.kind, request.error.desc, *self._id_of(request))
         if not request.muted:
             self.output += line
 
+    def _count_refusal(self, request: Request) -> None:
+        assert request.command is not None
+        self._counts[request.command.cell + _RESULT[request.reason]] += 1
+        if request.reason:
+            self.refused.append(request)
+
     def _admit(self, request: Request) -> None:
+        self._permit(request)
+        if not request.checked:
+            assert request.command is not None
+            request.arguments = check_arguments(request.command.args, request.arguments)
+
+    def _permit(self, request: Request) -> None:
         command = request.command
         assert command is not None
         frozen = self._frozen()
@@ -455,8 +482,6 @@ class Session:
         elif command.name not in self._allowed:
             request.reason = POLICY
             raise CommandError.disabled(command.name, self._refusal)
-        if not request.checked:
-            request.arguments = check_arguments(command.args, request.arguments)
 
     def _own(self, request: Request) -> bytes:
         """The reply to a command that needs neither privilege nor file."""

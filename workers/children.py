@@ -8,6 +8,7 @@ Everything is bounded: programs that run, results that nobody asked for, bytes t
 
 from __future__ import annotations
 
+import _signal
 import os
 import select
 import time
@@ -47,10 +48,14 @@ class Stream:
 class Child:
     """A program: `exitcode` or `signal` is set once it was reaped, `pidfd` is None then; `rest` is input it has not got."""
 
-    __slots__ = ("pid", "pidfd", "out", "err", "stdin", "rest", "size", "exitcode", "signal", "begun")
+    __slots__ = ("pid", "pidfd", "out", "err", "stdin", "rest", "size", "exitcode", "signal", "begun", "keep", "due")
 
-    def __init__(self, pid: int, out: int | None, err: int | None, stdin: int | None, data: bytes) -> None:
-        """Raises OSError."""
+    def __init__(
+        self, pid: int, out: int | None, err: int | None, stdin: int | None, data: bytes, keep: int = STREAM
+    ) -> None:
+        """`keep`: bytes of each stream.  Raises OSError."""
+        self.keep = keep
+        self.due: float | None = None  # when it is killed
         self.pid = pid
         self.pidfd: int | None = os.pidfd_open(pid)
         self.out = Stream(out) if out is not None else None
@@ -72,10 +77,15 @@ class Child:
         return self.pidfd is None and all(s.fd is None for s in self.streams)
 
 
+def _ring(number: int, frame: object) -> None:
+    """What matters is the byte that the signal leaves in the pipe."""
+
+
 class Children:
     """All of them, oldest first."""
 
     def __init__(self) -> None:
+        self._alarm = -1
         self._epoll = select.epoll()
         self._by_pid: dict[int, Child] = {}
         self._by_fd: dict[int, Child] = {}
@@ -98,8 +108,8 @@ class Children:
         if self._waiting + size > KEPT:
             raise CommandError(f"too much input waits for programs to read it: {self._waiting} bytes; try again later")
 
-    def add(self, ctx: Context, child: Child) -> None:
-        """Takes charge of a child and its descriptors, which must be non-blocking."""
+    def add(self, ctx: Context, child: Child, limit: int = 0) -> None:
+        """Takes charge of a child and its descriptors, which must be non-blocking; ends it after so many seconds (0: never)."""
         old = self._by_pid.get(child.pid)
         if old is not None:  # reaped, so that the kernel could give its number again
             self._drop(ctx, old, "its pid came again")
@@ -115,6 +125,9 @@ class Children:
         if child.stdin is not None:
             self._watch(child, child.stdin, select.EPOLLOUT)
             self._feed(child)
+        if limit:
+            child.due = child.begun + limit
+            self._wind()
 
     def claim(self, pid: int) -> Child | None:
         """The child, forgotten if it has ended; None when it still runs.  Raises CommandError for an unknown pid."""
@@ -131,6 +144,10 @@ class Children:
     def service(self, ctx: Context) -> None:
         """Does what can be done without waiting."""
         for fd, _ in self._epoll.poll(0):
+            if fd == self._alarm:
+                os.read(fd, 4096)
+                self._end_late(ctx)
+                continue
             child = self._by_fd.get(fd)
             if child is None:
                 continue
@@ -140,7 +157,7 @@ class Children:
             elif fd == child.stdin:
                 self._feed(child)
             else:
-                self._read(next(s for s in child.streams if s.fd == fd))
+                self._read(next(s for s in child.streams if s.fd == fd), child.keep)
             if child.ended and not before:
                 self._running -= 1
                 how = f"signal {child.signal}" if child.signal is not None else f"exit code {child.exitcode}"
@@ -189,7 +206,35 @@ class Children:
         child.size = 0
         child.rest = _NOTHING
 
-    def _read(self, stream: Stream) -> None:
+    def _wind(self) -> None:
+        """Have the clock ring for the next program whose time is up."""
+        dues = [c.due for c in self._by_pid.values() if c.due is not None]
+        if not dues:
+            return
+        if self._alarm < 0:
+            # A signal that says so through a pipe: the loop waits for descriptors, and Python 3.11 has no timerfd.
+            self._alarm, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            _signal.signal(_signal.SIGALRM, _ring)
+            self._epoll.register(self._alarm, select.EPOLLIN)
+        _signal.setitimer(_signal.ITIMER_REAL, max(0.001, min(dues) - time.monotonic()))
+
+    def _end_late(self, ctx: Context) -> None:
+        """Kill the process groups of programs whose time is up, what they left behind included."""
+        now = time.monotonic()
+        for child in self._by_pid.values():
+            if child.due is not None and child.due <= now:
+                child.due = None
+                if child.ended or (child.pidfd is None and os.path.exists(f"/proc/{child.pid}")):
+                    continue  # its number is somebody else's by now, so nobody of its group is left
+                ctx.log.warning(f"guest-exec: pid {child.pid} is over its time limit and is killed")
+                try:
+                    os.killpg(child.pid, _signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        self._wind()
+
+    def _read(self, stream: Stream, limit: int) -> None:
         """Reads and keeps, and reads and drops what is too much, so that the program can go on."""
         assert stream.fd is not None
         for _ in range(_TURN // _CHUNK):
@@ -203,7 +248,7 @@ class Children:
                 self._close(stream.fd)
                 stream.fd = None
                 return
-            keep = min(len(data), STREAM - len(stream.data))
+            keep = min(len(data), limit - len(stream.data))
             if keep:
                 keep = min(keep, self._room(keep))
             if keep < len(data):

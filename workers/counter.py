@@ -29,13 +29,15 @@ class HandleCounter:
     """The counter in the state folder behind the descriptor `folder`; None: there is no such folder.
 
     `start` is the first number that this process can give out.  A counter that cannot be read gives out none, because
-    any number might be a repeated one.
+    any number might be a repeated one.  `in_place`: the file is opened once and written over, by a process that will not be
+    able to make another; that is not torn by this process's end either.
     """
 
-    __slots__ = ("_folder", "_next", "_fault", "start")
+    __slots__ = ("_folder", "_file", "_next", "_fault", "start")
 
-    def __init__(self, folder: int | None) -> None:
+    def __init__(self, folder: int | None, *, in_place: bool = False) -> None:
         self._folder = folder
+        self._file = -1
         self._next = FIRST
         self._fault = ""
         if folder is None:
@@ -44,6 +46,8 @@ class HandleCounter:
             try:
                 self._next = _load(folder)
                 self._store(self._next)
+                if in_place:
+                    self._file = os.open(STATE_FILE, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             except (OSError, ValueError, KeyFileError) as e:
                 self._fault = strerror(e.errno or 0) if isinstance(e, OSError) else f"{STATE_FILE} is damaged: {e}"
         self.start = self._next
@@ -68,10 +72,15 @@ class HandleCounter:
         raise CommandError(f"{failed}: {self._fault}")
 
     def _store(self, number: int) -> None:
+        text = f"[global]\nfd_counter={number}\n".encode()
+        if self._file >= 0:  # a later number is never shorter
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, text)
+            return
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(_NEW_FILE, flags, 0o600, dir_fd=self._folder)
         try:
-            os.write(fd, f"[global]\nfd_counter={number}\n".encode())
+            os.write(fd, text)
         finally:
             os.close(fd)
         os.rename(_NEW_FILE, STATE_FILE, src_dir_fd=self._folder, dst_dir_fd=self._folder)

@@ -5,7 +5,9 @@ when the program was reaped and its captured pipes are at their end, each result
 program leads a session, and so a process group, of its own; descriptors, signals, umask and OOM score of the agent do not
 reach it; numbers and sizes are bounded (`workers/children.py`).
 
-Setting `exec-user`: the account that programs run as; empty: as the worker.
+Under a policy with rules for programs, what may be run with what was decided before (policy/decide.py); the rule that admitted it
+says who it runs as, for how long and how much of its output is kept, and it gets a plain environment.  Without rules it runs as
+the worker does.  Setting `exec-output`: bytes kept of a stream.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 from privsep import frame
 from protocol.errors import CommandError
 from workers.base64 import decode_all
-from workers.children import Child, Children
+from workers.children import STREAM, Child, Children
 from workers.launch import Account, launch
 
 TYPE_CHECKING = False
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
+    from policy.rules import Rule
     from privsep.runtime import Context
 
 # capture-output -> where 1 and 2 go; True and False are all that older peers know.
@@ -39,26 +42,20 @@ _MODES: Final = {
     True: (_OUT, _ERR),
     False: (_NULL, _NULL),
 }
+# What a program of a rule has when the host sets no variables: nothing of the agent's own.
+_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OOM_SCORE_ADJ: Final = "/proc/self/oom_score_adj"
 
 
 class Table:
-    """The children, /dev/null, and whom to run as (or why nobody)."""
+    """The children, /dev/null, and the bytes kept of a stream."""
 
-    __slots__ = ("children", "null", "account", "refusal", "watched")
+    __slots__ = ("children", "null", "keep", "watched")
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, keep: int) -> None:
         self.children = Children()
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self.account: Account | None = None
-        self.refusal = ""
-        if user:
-            try:
-                account = Account(user)
-            except KeyError:
-                self.refusal = f"the user that programs shall run as does not exist: '{user}'"
-            else:
-                self.account = account if account.uid != os.geteuid() else None
+        self.keep = keep
         self.watched: dict[int, Callable[[Context], None]] = {self.children.fileno(): service}
 
 
@@ -66,9 +63,7 @@ def prepare(ctx: Context) -> None:
     """What needs /proc, /dev and /etc, while they are within reach."""
     _let_signals_through()
     _reset_oom_score(ctx)
-    table = ctx.state.__dict__["exec"] = Table(ctx.setting("exec-user"))
-    if table.refusal:
-        ctx.log.error(table.refusal)
+    ctx.state.__dict__["exec"] = Table(int(ctx.setting("exec-output") or STREAM))
 
 
 def holds(ctx: Context) -> bool:
@@ -97,8 +92,10 @@ def guest_exec(
     """Starts a program and does not wait for it."""
     table = _table(ctx)
     data = b"".join(decode_all(input_data)) if input_data is not None else b""
-    if table.refusal:
-        raise CommandError(table.refusal)
+    rule = ctx.grant
+    account = _account(rule) if rule is not None else None
+    if account is not None and env is None:
+        env = [_PATH, *account.variables()]
     table.children.service(ctx)  # what has ended makes room
     table.children.admit(len(data))
     mine: list[int] = []  # descriptors that stay here
@@ -125,10 +122,10 @@ def guest_exec(
             stdin=table.null if stdin is None else stdin,
             stdout=writes[one],
             stderr=writes[two],
-            account=table.account,
+            account=account,
         )
         try:
-            child = Child(pid, reads.get(_OUT), reads.get(_ERR), write, data)
+            child = Child(pid, reads.get(_OUT), reads.get(_ERR), write, data, keep=_kept(table, rule))
         except OSError as e:  # nobody could ever tell its end
             os.kill(pid, _signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -138,7 +135,7 @@ def guest_exec(
         for fd in mine + theirs:
             os.close(fd)
     ctx.log.info(f"guest-exec: {path!r} with {len(arg or ())} arguments is pid {pid}")
-    table.children.add(ctx, child)
+    table.children.add(ctx, child, int(rule.one("time-limit", "0")) if rule is not None else 0)
     return {"pid": pid}
 
 
@@ -166,6 +163,18 @@ def _table(ctx: Context) -> Table:
     table = ctx.state.__dict__["exec"]
     assert isinstance(table, Table)
     return table
+
+
+def _account(rule: Rule) -> Account:
+    """Whom the rule has programs run as.  Raises CommandError when there is no such account: never anybody else."""
+    try:
+        return Account(rule.one("user"), rule.one("group"))
+    except KeyError as e:
+        raise CommandError(f"guest-exec cannot follow policy (rule {rule.id}): {e.args[0]}") from None
+
+
+def _kept(table: Table, rule: Rule | None) -> int:
+    return int(rule.one("output-limit", str(table.keep))) if rule is not None else table.keep
 
 
 def _pipe() -> tuple[int, int]:

@@ -4,14 +4,15 @@ The modes, the flags and the words are the peer's (qemu's qga/commands-posix.c);
 Differences from the peer, all on purpose:
 
 * A write goes to the kernel at once, so that a full disk is told by the write that met it, not by a later flush or close.
-  The setting `file-buffer` (bytes, none by default) brings the peer's habit back: what is smaller waits for a flush, a
+  The policy's `file-buffer` (bytes, none by default) brings the peer's habit back: what is smaller waits for a flush, a
   close, a seek, a read, or company.
 * What a fifo, a terminal or a failing disk gave before it gave no more is returned, not thrown away with an error.
 * A handle whose close failed is gone, since its descriptor is.
 * At most `MOST` files are open at once.
 
 Everything is opened non-blocking: a fifo without a writer or a silent terminal costs no time.  Settings: `statedir`, where
-the counter of handles lives; `file-buffer`; `handles-from`, the counter at the start of the agent (see `_find`).
+the counter of handles lives; `file-buffer`.  Under a policy with file rules, paths and opened files are looked at as
+`workers/filerules.py` says, and nothing else is within this process's reach.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    from policy.rules import Rule
     from privsep.runtime import Context
+    from workers.filerules import FileRules
 
 MOST: Final = 1024  # files open at once
 LARGEST_READ: Final = 48 << 20  # bytes; as the peer, whose base64 text must fit its 64 MiB token
@@ -59,9 +62,11 @@ class OpenFile:
 
     The counts are for the log: a host moves a file in thousands of requests, which are told together at its close."""
 
-    __slots__ = ("fd", "writable", "pending", "reads", "writes", "bytes_read", "bytes_written")
+    __slots__ = ("fd", "writable", "pending", "reads", "writes", "bytes_read", "bytes_written", "rule", "append")
 
-    def __init__(self, fd: int, writable: bool) -> None:
+    def __init__(self, fd: int, writable: bool, rule: Rule | None = None, append: bool = False) -> None:
+        self.rule = rule  # with a `max-size` to keep, else None
+        self.append = append
         self.fd = fd
         self.writable = writable
         self.pending = bytearray()
@@ -71,7 +76,7 @@ class OpenFile:
 class Table:
     """The open files by handle, and where the handles' numbers come from."""
 
-    __slots__ = ("files", "counter", "buffer", "handles_from")
+    __slots__ = ("files", "counter", "buffer", "rules")
 
     def __init__(self, ctx: Context) -> None:
         folder: int | None
@@ -82,11 +87,16 @@ class Table:
             ctx.log.error(f"cannot open the state folder {path}: {e.strerror}")
             folder = None
         self.files: dict[int, OpenFile] = {}
-        self.counter = HandleCounter(folder)
+        self.rules: FileRules | None = None
+        if ctx.scope is not None and (rules := ctx.scope.of("file")):
+            from workers.filerules import FileRules  # most policies have no rules
+
+            self.rules = FileRules(ctx, rules)
+            ctx.granted = self.rules.granted
+        self.counter = HandleCounter(folder, in_place=self.rules is not None)
         if self.counter.fault:
             ctx.log.error(f"no file can be opened: {self.counter.fault}")
         self.buffer = int(ctx.setting("file-buffer") or 0)
-        self.handles_from = int(ctx.setting("handles-from") or FIRST)
 
 
 def prepare(ctx: Context) -> None:
@@ -124,18 +134,26 @@ def guest_file_open(ctx: Context, path: str, mode: str = "r") -> int:
         name = (ctx.root + path if path.startswith("/") else path).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise CommandError(f"{failed}: the path is not Unicode") from None
+    grant = ctx.grant if table.rules is not None else None
     try:
-        fd, new = _open(name, flags | _ALWAYS)
+        fd, new = _open(name, _first_flags(flags, grant) | _ALWAYS)
     except OSError as e:
+        if grant is not None and table.rules is not None and table.rules.replaced(grant):
+            ctx.leave = True
+            raise CommandError(f"{failed}: another file has taken its place, ask again") from None
         raise CommandError.from_errno(failed, e.errno or 0) from None
+    rule: Rule | None = None
     try:
+        if grant is not None and table.rules is not None:
+            rule = _admit(ctx, table.rules, fd, name, flags, grant, new=new)
         if new:
             _give_mode(fd, name, path, mode)
         handle = table.counter.take()
     except CommandError:
         os.close(fd)
         raise
-    table.files[handle] = OpenFile(fd, flags & os.O_ACCMODE != os.O_RDONLY)
+    limited = rule if rule is not None and rule.has("max-size") else None
+    table.files[handle] = OpenFile(fd, flags & os.O_ACCMODE != os.O_RDONLY, limited, bool(flags & os.O_APPEND))
     ctx.log.info(f"guest-file-open, filepath: {path!r}, mode: {mode}, handle: {handle}")
     return handle
 
@@ -198,6 +216,9 @@ def guest_file_write(
         raise CommandError(f"value '{count}' is invalid for argument count")
     elif count < size:
         pieces = [b"".join(pieces)[:count]]
+    rules = _table(ctx).rules
+    if file.rule is not None and rules is not None:
+        _check_growth(ctx, rules, file, file.rule, count)
     done = 0
     try:
         if file.writable and len(file.pending) + count < _table(ctx).buffer:
@@ -245,16 +266,62 @@ def _table(ctx: Context) -> Table:
 
 
 def _find(ctx: Context, handle: int) -> OpenFile:
-    """Raises CommandError, with more than the peer's words when the number is one that an earlier worker of this agent gave
-    out: if the host did not close it, it was lost with that worker.  `handles-from` tells those from an earlier agent's."""
+    """Raises CommandError, with more than the peer's words when the number is one that an earlier worker gave out: if the host
+    did not close it, it was lost with that worker."""
     table = _table(ctx)
     file = table.files.get(handle)
     if file is None:
         text = f"handle '{handle}' has not been found"
-        if table.handles_from <= handle < table.counter.start:
+        if FIRST <= handle < table.counter.start:
             text += ": it was given out by an earlier file worker, and lost with it if it was open"
         raise CommandError(text)
     return file
+
+
+def _first_flags(flags: int, grant: Rule | None) -> int:
+    """Those to open a file with that is still to be looked at: nothing is cut off, nor made where the rule does not say so."""
+    if grant is None:
+        return flags
+    if "create" not in grant.all("access"):
+        flags &= ~os.O_CREAT
+    return flags & ~os.O_TRUNC
+
+
+def _admit(ctx: Context, rules: FileRules, fd: int, name: bytes, flags: int, grant: Rule, *, new: bool) -> Rule:
+    """The rule for what was opened, and then the truncation that waited for it.  Raises CommandError; a new file goes again."""
+    access = flags & os.O_ACCMODE
+    needs = (*(("read",) if access != os.O_WRONLY else ()), *(("write",) if access != os.O_RDONLY else ()))
+    try:
+        rule = rules.check(ctx, fd, needs, grant, new=new)
+        if flags & os.O_TRUNC and not new:
+            os.ftruncate(fd, 0)
+    except CommandError:
+        if new:
+            _take_back(fd, name)
+        raise
+    except OSError as e:
+        raise CommandError.from_errno("failed to truncate file", e.errno or 0) from None
+    return rule
+
+
+def _check_growth(ctx: Context, rules: FileRules, file: OpenFile, rule: Rule, count: int) -> None:
+    """Raises CommandError when a write would reach beyond the rule's `max-size`."""
+    try:
+        at = os.fstat(file.fd).st_size if file.append else os.lseek(file.fd, 0, os.SEEK_CUR)
+    except OSError:
+        return  # the write fails too, and says why
+    if at + len(file.pending) + count > int(rule.one("max-size")):
+        reason = f"the file would be larger than {rule.one('max-size')} bytes"
+        raise rules.refusal(ctx, "guest-file-write", rule, reason)
+
+
+def _take_back(fd: int, name: bytes) -> None:
+    """Remove a file that was made just now."""
+    try:
+        if os.path.samestat(os.lstat(name), os.fstat(fd)):
+            os.unlink(name)
+    except OSError:
+        pass  # it stays, empty and with no permissions
 
 
 def _open(name: bytes, flags: int) -> tuple[int, bool]:
@@ -272,11 +339,7 @@ def _give_mode(fd: int, name: bytes, path: str, mode: str) -> None:
     try:
         os.fchmod(fd, _NEW_FILE_MODE)
     except OSError as e:
-        try:
-            if os.path.samestat(os.lstat(name), os.fstat(fd)):
-                os.unlink(name)
-        except OSError:
-            pass  # it stays, empty and with no permissions
+        _take_back(fd, name)
         failed = f"failed to set permission 0{_NEW_FILE_MODE:03o} on new file '{path}' (mode: '{mode}')"
         raise CommandError.from_errno(failed, e.errno or 0) from None
 

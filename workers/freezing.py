@@ -35,12 +35,25 @@ def read_mounts(ctx: Context, own: Own) -> list[Mount]:
     return parse_mountinfo(b"".join(parts))
 
 
-def make_plan(ctx: Context, mounts: list[Mount], wanted: list[str] | None) -> Plan:
+def draw_plan(ctx: Context, mounts: list[Mount], wanted: list[str] | None) -> Plan:
     sysfs = Sysfs(ctx.root)
-    planned = plan(mounts, wanted, members=sysfs.members, beneath=sysfs.beneath)
+    return plan(mounts, wanted, members=sysfs.members, beneath=sysfs.beneath)
+
+
+def make_plan(ctx: Context, mounts: list[Mount], wanted: list[str] | None) -> Plan:
+    planned = draw_plan(ctx, mounts, wanted)
     for mount in planned.unreachable:
         ctx.log.warning(f"{mount.point} ({mount.major}:{mount.minor}) cannot be reached, so it is not frozen")
     return planned
+
+
+def check_mounts(ctx: Context, command: str, planned: Callable[[], Plan]) -> None:
+    """Raises CommandError when the policy leaves out a superblock that would be frozen: a freeze is never narrowed."""
+    if ctx.ruling is None:
+        return
+    decision = ctx.ruling.freeze(command, [target.points for target in planned().targets()])
+    if decision is not None:
+        raise ctx.refusal(command, decision)
 
 
 def open_plan(ctx: Context, own: Own, planned: Plan) -> list[list[Item]]:

@@ -63,7 +63,20 @@ from privsep import crew, thawwire, wiring
 from privsep.journal import Journal, Lapse, lapse_record
 from privsep.recover import open_mount
 from protocol.errors import CommandError
-from workers.freezing import arm, arm_byte, freeze_levels, lock, make_plan, open_plan, read_mounts, run, set_rcu, sync
+from workers.freezing import (
+    arm,
+    arm_byte,
+    check_mounts,
+    draw_plan,
+    freeze_levels,
+    lock,
+    make_plan,
+    open_plan,
+    read_mounts,
+    run,
+    set_rcu,
+    sync,
+)
 from workers.fshook import freeze_hook, settle_hook, thaw_hook
 from workers.fsstate import (
     ASK_LIMIT,
@@ -281,6 +294,8 @@ def _freeze_all(ctx: Context, command: str, wanted: list[str] | None) -> int:
         settle_hook(ctx, own, state.cycle)
     link_of(own)
     seconds = time_limit(ctx)
+    # Twice: before the hook, so that nothing is quiesced in vain, and on the plan that is carried out.
+    check_mounts(ctx, command, lambda: draw_plan(ctx, read_mounts(ctx, own), wanted))
     own.cycle = cycle = time.monotonic_ns()
     try:
         journal_of(own).begin(cycle, seconds)
@@ -291,6 +306,7 @@ def _freeze_all(ctx: Context, command: str, wanted: list[str] | None) -> int:
     try:
         mounts = read_mounts(ctx, own)
         planned = make_plan(ctx, mounts, wanted)
+        check_mounts(ctx, command, lambda: planned)
         levels = open_plan(ctx, own, planned)
         if not own.items:
             own.forget()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _posixsubprocess
 import errno
+import grp
 import os
 import pwd
 import sys
@@ -43,19 +44,28 @@ class Account:
 
     __slots__ = ("name", "uid", "gid", "groups", "home")
 
-    def __init__(self, name: str) -> None:
-        """Raises KeyError for a user that does not exist."""
-        entry = pwd.getpwnam(name)
-        self.name = name
+    def __init__(self, user: str, group: str = "") -> None:
+        """By names or numbers; with a group, that one and no other.  Raises KeyError for what does not exist."""
+        try:
+            entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        except KeyError:
+            raise KeyError(f"there is no user '{user}'") from None
+        self.name = entry.pw_name
         self.uid = entry.pw_uid
-        self.gid = entry.pw_gid
-        self.groups = os.getgrouplist(name, entry.pw_gid)
         self.home = entry.pw_dir
+        if not group:
+            self.gid = entry.pw_gid
+            self.groups = os.getgrouplist(self.name, entry.pw_gid)
+            return
+        try:
+            self.gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise KeyError(f"there is no group '{group}'") from None
+        self.groups = [self.gid]
 
-    def environment(self, base: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        """`base` with the variables that say whose it is."""
-        user = os.fsencode(self.name)
-        return {**base, b"HOME": os.fsencode(self.home), b"USER": user, b"LOGNAME": user}
+    def variables(self) -> list[str]:
+        """Those that say whose it is."""
+        return [f"HOME={self.home}", f"USER={self.name}", f"LOGNAME={self.name}"]
 
 
 def launch(
@@ -70,7 +80,7 @@ def launch(
 ) -> int:
     """The pid of the new program.  Raises CommandError.
 
-    `environment` None is the worker's own (for an account with its own HOME), else exactly what is given."""
+    `environment` None is the worker's own, else exactly what is given."""
     try:
         file = _raw(path)
         argv = [file, *map(_raw, arguments)]
@@ -80,8 +90,6 @@ def launch(
     search = os.environb.get(b"PATH")
     if given is not None:
         search = next((v[5:] for v in given if v.startswith(b"PATH=")), search)
-    elif account is not None:
-        given = [k + b"=" + v for k, v in account.environment(dict(os.environb)).items()]
 
     number = errno.ENOENT
     denied = False

@@ -4,8 +4,8 @@ qemu-ga does this as root inside a folder that the user controls, and follows sy
 acted on by a child that has become the user before it looks at the home directory (`workers/asuser.py`), and that walks
 there without following links (`workers/homefile.py`).  What a file means and how it changes is `workers/authorized_keys.py`.
 
-Settings: uid 0 is refused unless `ssh-root` is "1"; `ssh-strict` "1" refuses what sshd would not take for a key; `users` names
-the only users that may be asked for (commas between them, empty: all).
+Whose keys the host may change is decided before this is called (policy/decide.py).  Settings: uid 0 is refused unless `ssh-root`
+is "1", which is why root's home is within reach; `ssh-strict` "1" refuses what sshd would not take for a key.
 
 The order of the checks and the words of errors are qemu-ga's: keys first, then the user.
 """
@@ -23,6 +23,14 @@ from workers.asuser import Account, as_user
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from privsep.runtime import Context
+
+
+def uid_of(username: str) -> int | None:
+    """For rules about users (policy/decide.py)."""
+    try:
+        return pwd.getpwnam(username).pw_uid
+    except (KeyError, ValueError):
+        return None
 
 
 def prepare(ctx: Context) -> None:
@@ -103,9 +111,6 @@ def _shown(text: str) -> str:
 
 
 def _lookup(ctx: Context, username: str) -> Account:
-    allowed = ctx.setting("users")
-    if allowed and username not in allowed.split(","):
-        raise CommandError(f"the authorized keys of user '{_shown(username)}' are not allowed by policy")
     try:
         entry = pwd.getpwnam(username)
     except (KeyError, ValueError):  # ValueError: a NUL, or what no file system encoding can say

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from privsep.runtime import Context
+    from workers.mounts import Device
 
 FITRIM: Final = 0xC0185879
 _RANGE: Final = Struct("=QQQ")
@@ -51,9 +52,26 @@ def guest_fstrim(ctx: Context, minimum: int = 0) -> dict[str, object]:
         text = _read(ctx.state.mountinfo)
     except OSError as e:
         raise CommandError.from_errno("failed to read /proc/self/mountinfo", e.errno or 0) from e
-    rows = trim_all(mount_list(parse_mountinfo(text)), minimum)
+    mounts = parse_mountinfo(text)
+    chosen = mount_list(mounts)
+    left_out = _left_out(ctx, mounts, chosen)
+    trimmed = iter(trim_all([m for m in chosen if m.device not in left_out], minimum))
+    rows = [left_out[m.device] if m.device in left_out else next(trimmed) for m in chosen]
     rows.reverse()
     return {"paths": rows}
+
+
+def _left_out(ctx: Context, mounts: Sequence[Mount], chosen: Sequence[Mount]) -> dict[Device, dict[str, object]]:
+    """The rows of file systems that the policy leaves out, by device; each with the rule."""
+    if ctx.ruling is None:
+        return {}
+    rows: dict[Device, dict[str, object]] = {}
+    for mount in chosen:
+        rule = ctx.ruling.left_out("fstrim", [m.point for m in mounts if m.device == mount.device])
+        if rule is not None:
+            ctx.log.info(f"{mount.point} is not trimmed: rule {rule.id} ({rule.origin})")
+            rows[mount.device] = {"path": mount.point, "error": f"not allowed by policy (rule {rule.id})"}
+    return rows
 
 
 def _read(descriptor: object) -> bytes:

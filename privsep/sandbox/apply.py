@@ -55,18 +55,20 @@ def apply(
     root: str = "",
     environ: Mapping[str, str],
     settings: Mapping[str, str],
+    granted: list[tuple[int, str]] | None = None,
 ) -> Walls:
     """Raises NotAsDeclared or OSError; either must end the process.
 
     `filters` is the folder of compiled filters, `root` stands before the row's paths (tests), `settings` are those of the
-    policy slice.  Not `privileged` (the agent
+    policy slice, `granted` are (descriptor, letters) that stand in for the row's paths, which include them.
+    Not `privileged` (the agent
     was not started by root): there is nothing to drop but what is left is taken away."""
     walls = Walls()
     status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     os.umask(0o077)
     inherited = caps.filters(caps.parse_status(os.pread(status, 16384, 0)))
     program = filter_of(row, filters)
-    rules = rules_of(row, root=root, environ=environ, settings=settings)
+    rules = rules_of(row, root=root, environ=environ, settings=settings, granted=granted)
     if row.network == "none":
         _leave_network(walls)
     _limits(row)
@@ -119,12 +121,22 @@ def filter_of(row: Domain, folder: str) -> bytes | None:
 
 
 def rules_of(
-    row: Domain, *, root: str, environ: Mapping[str, str], settings: Mapping[str, str]
+    row: Domain,
+    *,
+    root: str,
+    environ: Mapping[str, str],
+    settings: Mapping[str, str],
+    granted: list[tuple[int, str]] | None = None,
 ) -> landlock.Ruleset | None:
     """The row's Landlock rules, not in force yet; None where it has none."""
     if row.paths is None:
         return None
     rules = landlock.Ruleset(scoped=row.scoped)
+    if granted is not None:
+        for fd, letters in granted:
+            rules.allow_open(fd, letters)
+            os.close(fd)
+        return rules
     rules.allow_all(paths.expand(row, root=root, environ=environ, settings=settings))
     return rules
 

@@ -100,19 +100,25 @@ class Ruleset:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        granted = sum(LETTERS[letter] for letter in letters) & self._handled
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            granted &= _ON_FILES
         try:
-            if granted:
-                rule = _integer(granted, 8) + _integer(fd, 4)
-                kernel.syscall(kernel.LANDLOCK_ADD_RULE, self._fd, _PATH_BENEATH, rule, 0)
+            self.allow_open(fd, letters)
         finally:
             if path.startswith("/proc/self"):
                 self.kept.append(fd)
             else:
                 os.close(fd)
         return True
+
+    def allow_open(self, fd: int, letters: str) -> None:
+        """The same for what an O_PATH descriptor was opened on.  Raises OSError."""
+        if self._fd < 0:
+            return
+        granted = sum(LETTERS[letter] for letter in letters) & self._handled
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            granted &= _ON_FILES
+        if granted:
+            rule = _integer(granted, 8) + _integer(fd, 4)
+            kernel.syscall(kernel.LANDLOCK_ADD_RULE, self._fd, _PATH_BENEATH, rule, 0)
 
     def allow_all(self, paths: Iterable[tuple[str, str]]) -> None:
         """(path, letters) each; what is not there needs no rule."""

@@ -384,8 +384,10 @@ FILTERS: Final = {
             Call("fstat", "what a descriptor is"),
             Call(
                 "lstat newfstatat",
-                "the same, as glibc asks it; whether the file that it made is still the one of that name",
+                "the same, as glibc asks it; whether a file that it made, or that a rule is for, is still the one of that name",
             ),
+            Call("readlink readlinkat", "where a file that it opened really is, for the policy's rules"),
+            Call("ftruncate", "under the policy's rules a file is looked at before it is cut off"),
             Call("unlink unlinkat", "a file that it made and could not give its mode"),
             Call("fchmod", "the mode of a file that it made"),
             Call("lseek", "guest-file-seek"),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from policy.rules import Rule
 from privsep.runtime import Context
 from protocol.errors import CommandError
 from tests.support.handlers import bulk
@@ -317,34 +318,80 @@ def test_the_agents_shelter_from_the_oom_killer_is_not_inherited() -> None:
     assert done.stdout.strip() == "0"
 
 
+def ruled(ctx: Context, **values: str) -> Context:
+    """The context of a request that a rule admitted."""
+    ctx.grant = Rule("exec", "mine", "p.toml:1", {k.replace("_", "-"): (v,) for k, v in values.items()})
+    return ctx
+
+
 @pytest.mark.root
-def test_programs_run_as_the_user_that_was_set(make: Make) -> None:
+def test_programs_run_as_the_user_of_the_rule_in_a_plain_environment(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", "yes")
     nobody = pwd.getpwnam("nobody")
-    ctx = make(**{"exec-user": "nobody"})
-    text = (
-        shell(ctx, 'id -u; id -ru; id -g; id -G; echo "$USER $LOGNAME $HOME"; grep Cap /proc/$$/status')
-        .decode()
-        .splitlines()
-    )
+    ctx = ruled(make(), user="nobody")
+    text = shell(ctx, "id -u; id -ru; id -g; id -G; env; grep Cap /proc/$$/status").decode().splitlines()
     groups = " ".join(str(g) for g in os.getgrouplist("nobody", nobody.pw_gid))
-    assert text[:5] == [str(nobody.pw_uid)] * 2 + [str(nobody.pw_gid), groups, f"nobody nobody {nobody.pw_dir}"]
-    held = {line.split(":")[0]: int(line.split(":")[1], 16) for line in text[5:]}
+    assert text[:4] == [str(nobody.pw_uid)] * 2 + [str(nobody.pw_gid), groups]
+    assert {f"HOME={nobody.pw_dir}", "USER=nobody", "LOGNAME=nobody"} <= set(text)
+    assert "MINE=yes" not in text
+    held = {line.split(":")[0]: int(line.split(":")[1], 16) for line in text if line.startswith("Cap")}
     assert held["CapEff"] == held["CapPrm"] == held["CapAmb"] == 0
     assert out(run(ctx, "/usr/bin/env", env=["A=1"], capture_output=True)) == b"A=1\n"
 
 
 @pytest.mark.root
+def test_a_group_of_the_rule_is_the_only_one(make: Make) -> None:
+    assert shell(ruled(make(), user="65534", group="7"), "id -u; id -g; id -G").split() == [b"65534", b"7", b"7"]
+    assert shell(ruled(make(), user="root", group="nogroup"), "id -u; id -Gn").split() == [b"0", b"nogroup"]
+
+
+@pytest.mark.root
 def test_a_file_that_only_the_worker_may_execute_is_refused_to_the_user(make: Make, tmp_path: Path) -> None:
     script(tmp_path / "s", "#!/bin/sh\n", 0o700)
-    ctx = make(**{"exec-user": "nobody"})
     with pytest.raises(CommandError, match=r"\(Permission denied\)$"):
-        worker.guest_exec(ctx, f"{tmp_path}/s")
+        worker.guest_exec(ruled(make(), user="nobody"), f"{tmp_path}/s")
 
 
-def test_a_user_that_does_not_exist_means_that_nothing_runs(make: Make) -> None:
-    ctx = make(**{"exec-user": "no-such-user"})
-    with pytest.raises(CommandError, match=r"does not exist: 'no-such-user'$"):
-        worker.guest_exec(ctx, "true")
+@pytest.mark.parametrize(
+    ("account", "what"),
+    [({"user": "no-such-user"}, "user 'no-such-user'"), ({"user": "root", "group": "no-such"}, "group 'no-such'")],
+)
+def test_an_account_that_does_not_exist_means_that_nothing_runs(make: Make, account: dict[str, str], what: str) -> None:
+    with pytest.raises(CommandError, match=rf"^guest-exec cannot follow policy \(rule mine\): there is no {what}$"):
+        worker.guest_exec(ruled(make(), **account), "true")
+
+
+@pytest.mark.root
+def test_output_is_kept_as_far_as_the_rule_says_else_the_policy(make: Make) -> None:
+    ctx = make(**{"exec-output": "10"})
+    status = run(ctx, "printf", "%s", "x" * 100, capture_output=True)
+    assert (out(status), status["out-truncated"]) == (b"x" * 10, True)
+    status = run(ruled(ctx, user="root", output_limit="3"), "printf", "%s", "x" * 100, capture_output=True)
+    assert (out(status), status["out-truncated"]) == (b"xxx", True)
+
+
+@pytest.mark.root
+def test_a_program_and_its_group_are_killed_at_the_time_limit_of_the_rule() -> None:
+    # In a process of its own: the clock is the process's, and the test runner uses it.
+    text = """
+import sys, time
+sys.path[:0] = [".", "tests/kernel"]
+import test_exec as t
+c = t.ruled(t.Context(log=t.Lines()), user="root", time_limit="1")
+t.worker.prepare(c)
+pids = [t.worker.guest_exec(c, "/bin/sh", ["-c", "sleep 30 & sleep 30"], capture_output=True)["pid"] for _ in range(2)]
+c.grant = None
+other = t.worker.guest_exec(c, "/bin/sleep", ["2"])["pid"]
+begun = time.monotonic()
+print([t.wait(c, pid) for pid in pids], round(time.monotonic() - begun, 1) < 1.9, t.wait(c, other))
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=30)
+    ended = {"exited": True, "signal": 9}
+    assert done.stdout.strip() == str([[ended, ended], True, {"exited": True, "exitcode": 0}])[1:-1].replace(
+        "], True, ", "] True "
+    )
 
 
 def test_only_its_own_children_are_reaped(ctx: Context) -> None:

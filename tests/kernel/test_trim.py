@@ -21,7 +21,7 @@ SIZE = 32 << 20
 
 def context() -> Any:
     ctx: Any = SimpleNamespace(
-        root="", state=SimpleNamespace(), log=SimpleNamespace(info=lambda text: None), settings={}
+        root="", state=SimpleNamespace(), log=SimpleNamespace(info=lambda text: None), settings={}, ruling=None
     )
     trim.prepare(ctx)
     return ctx

@@ -20,7 +20,7 @@ import pytest
 
 from policy.builtin import PROFILES
 from policy.model import builtin
-from privsep import granted, rundir, startup
+from privsep import granted, orders, rundir
 from privsep.accounts import resolve
 from privsep.domains import BY_NAME, CAPABILITIES, DOMAINS, SUPERVISOR_CAPS
 from privsep.sandbox import caps
@@ -74,7 +74,7 @@ def test_what_is_generated_is_current() -> None:
 
 
 def test_the_bounding_set_is_the_union_of_the_default_policys_rows() -> None:
-    rows = startup.enabled_rows(builtin("default"), hook=False)
+    rows = orders.enabled_rows(builtin("default"), hook=False)
     wanted = {c for row in rows for c in BY_NAME[row].caps} | set(SUPERVISOR_CAPS)
     assert bounding(UNIT) == wanted
     assert "ALL" not in wanted
@@ -82,7 +82,7 @@ def test_the_bounding_set_is_the_union_of_the_default_policys_rows() -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_each_shipped_profile_is_granted_what_it_needs_by_the_unit_or_a_drop_in(profile: str) -> None:
-    rows = startup.enabled_rows(builtin(profile), hook=profile == "qemu-ga")
+    rows = orders.enabled_rows(builtin(profile), hook=profile == "qemu-ga")
     beyond = {row for row in rows if set(BY_NAME[row].caps) - bounding(UNIT)}
     if not beyond:
         return
@@ -271,7 +271,7 @@ NARROW = sum(1 << CAPABILITIES[c] for c in bounding(UNIT))
 
 @pytest.mark.parametrize("profile", ["minimal", "backup", "default"])
 def test_the_unit_is_enough_for_these_profiles(profile: str) -> None:
-    rows = startup.enabled_rows(builtin(profile), hook=False)
+    rows = orders.enabled_rows(builtin(profile), hook=False)
     assert granted.withheld(rows, status(NARROW, 12), status(FULL)) == {}
 
 

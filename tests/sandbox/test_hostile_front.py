@@ -16,9 +16,12 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from policy.builtin import PROFILES
+from policy.model import builtin
 from privsep import frame, wiring
-from privsep.domains import DOMAINS, NUMBER
+from privsep.domains import BY_NAME, DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
+from privsep.orders import enabled_rows
 from protocol.commands import verbs_of
 from tests.sandbox import stage
 from tests.support.agent import Agent, program, wait_for
@@ -45,6 +48,7 @@ class Worker:
         self.socket.settimeout(10)
         socket.send_fds(self.control, [wiring.TAG_CHANNEL], [theirs.fileno()])
         theirs.close()
+        self.number = 1  # the hello's
         self.control.send(wiring.TAG_START)
 
     def raw(self, *datagrams: bytes) -> None:
@@ -68,6 +72,13 @@ class Worker:
     def ask(self, value: object) -> list[object]:
         self.say(value)
         return self.answer()
+
+    def request(self, verb: int, arguments: object, *more: object) -> list[object]:
+        """With an id that was not used; the answer without it."""
+        self.number += 1
+        number, *answer = self.ask([self.number, verb, arguments, *more])
+        assert number == self.number
+        return answer
 
     def status(self, limit: float = 5.0) -> int | None:
         """How it ended; None when it has not."""
@@ -114,12 +125,12 @@ def test_what_policy_forbids_is_forbidden_to_the_front_too() -> None:
             ("guest-file-open", {"path": "/etc/attack", "mode": "w"}),
             ("guest-file-read", {"handle": 1000}),
         ):
-            _, ok, value = w.ask([2, VERB[name], arguments])
+            ok, value = w.request(VERB[name], arguments)
             assert not ok and "disabled" in str(value)
         assert not os.path.exists("/etc/attack")
     with worker("inventory", "guest-get-osinfo") as w:
         for verb in range(len(verbs_of("inventory"))):
-            _, ok, _ = w.ask([2, verb, {}])
+            ok, _ = w.request(verb, {})
             assert ok == (verb == VERB["guest-get-osinfo"])
 
 
@@ -135,7 +146,7 @@ def test_arguments_are_checked_again() -> None:
             {"path": None},
             {"path": b"/etc/passwd"},
         ):
-            _, ok, value = w.ask([2, VERB["guest-file-open"], arguments])
+            ok, value = w.request(VERB["guest-file-open"], arguments)
             assert not ok, (arguments, value)
         for arguments in (
             {"handle": True},
@@ -143,8 +154,29 @@ def test_arguments_are_checked_again() -> None:
             {"handle": 1, "count": -1},
             {"handle": 1, "count": 1 << 62},
         ):
-            _, ok, value = w.ask([2, VERB["guest-file-read"], arguments])
+            ok, value = w.request(VERB["guest-file-read"], arguments)
             assert not ok, (arguments, value)
+
+
+def allowed_by(profile: str, domain: str) -> list[str]:
+    policy = builtin(profile)
+    return [c.name for c in verbs_of(domain) if policy.allows(c.name)]
+
+
+DOMAINS_ASKED = [(p, d.name) for p in PROFILES for d in DOMAINS if d.channel == "front" and allowed_by(p, d.name)]
+
+
+@pytest.mark.parametrize(("profile", "domain"), DOMAINS_ASKED, ids="-".join)
+@isolated
+def test_under_each_profile_a_worker_refuses_what_its_policy_does_not_allow(profile: str, domain: str) -> None:
+    """Every command of its domain that is not allowed, and whatever is allowed with members that do not belong there."""
+    allowed = allowed_by(profile, domain)
+    with worker(domain, *allowed) as w:
+        for verb, command in enumerate(verbs_of(domain)):
+            wrong = {"no-such-member": 1, **{a.name: {"wrong": [None]} for a in command.args}}
+            ok, value = w.request(verb, wrong)
+            assert ok is False, command.name
+            assert ("disabled" in str(value)) == (command.name not in allowed), (command.name, value)
 
 
 NOT_FRAMES = {
@@ -197,6 +229,60 @@ def test_nothing_goes_before_the_hello_and_the_tables_must_be_the_same() -> None
 
 
 @isolated
+def test_an_id_is_used_once() -> None:
+    verb = VERB["guest-get-osinfo"]
+    for number in (2, 1, 0, -5):
+        with worker("inventory", "guest-get-osinfo") as w:
+            assert w.ask([2, verb, {}])[1] is True
+            w.say([number, verb, {}])
+            assert w.status() == BROKEN
+    with worker("inventory", "guest-get-osinfo") as w:
+        assert w.ask([(1 << 64) - 1, verb, {}])[:2] == [(1 << 64) - 1, True]  # the largest; there is none after it
+
+
+# What is announced as bulk data, and the datagrams that follow.
+BULK_LIES: dict[str, tuple[object, tuple[bytes, ...]]] = {
+    "claims-1-GiB": (["buf-b64", 1 << 30], ()),
+    "claims-less-than-nothing": (["buf-b64", -1], ()),
+    "size-is-a-bool": (["buf-b64", True], ()),
+    "size-is-a-float": (["buf-b64", 1e5], ()),
+    "another-member": (["handle", 100_000], ()),
+    "no-member": ([], ()),
+    "not-a-list": ({"buf-b64": 100_000}, ()),
+    "three-members": (["buf-b64", 100_000, 1], ()),
+    "pieces-that-are-too-long": (["buf-b64", 100_000], (b"A" * 100_000, b"A" * 100_000)),
+    "pieces-that-are-too-short": (["buf-b64", 200_000], (b"A", b"A", b"A")),
+}
+
+
+@pytest.mark.parametrize("lie", BULK_LIES)
+@isolated
+def test_bulk_data_that_is_not_as_announced_ends_the_worker_and_costs_no_memory(lie: str) -> None:
+    announced, pieces = BULK_LIES[lie]
+    with worker("file", "guest-file-open", "guest-file-write") as w:
+        ok, handle = w.request(VERB["guest-file-open"], {"path": "/tmp/bulk", "mode": "w"})
+        assert ok
+        w.say([9, VERB["guest-file-write"], {"handle": handle}, announced])
+        with contextlib.suppress(OSError):
+            w.raw(*pieces)
+        if lie == "claims-1-GiB":
+            assert w.status(0.5) in (None, BROKEN)  # it may wait for them; nothing is set aside for what was only said
+            if w.pid:
+                size = next(x for x in Path(f"/proc/{w.pid}/status").read_text().splitlines() if x.startswith("VmHWM"))
+                assert int(size.split()[1]) < 64 * 1024
+        else:
+            assert w.status() == BROKEN
+    assert os.path.getsize("/tmp/bulk") == 0
+
+
+@isolated
+def test_bulk_data_for_a_command_that_takes_none_ends_the_worker() -> None:
+    with worker("file", "guest-file-open") as w:
+        w.say([2, VERB["guest-file-open"], {"path": "/tmp/x"}, ["mode", 1000]])
+        assert w.status() == BROKEN
+
+
+@isolated
 def test_a_frame_without_end_costs_bounded_memory() -> None:
     with worker("inventory", "guest-get-osinfo") as w:
         part = b"\1" + bytes(frame.PART)
@@ -210,11 +296,11 @@ def test_a_frame_without_end_costs_bounded_memory() -> None:
 def test_descriptors_that_come_along_are_not_taken() -> None:
     with worker("inventory", "guest-get-osinfo") as w:
         before = len(os.listdir(f"/proc/{w.pid}/fd"))
-        for _ in range(50):
+        for number in range(2, 52):
             spare = os.open("/dev/null", os.O_RDONLY)
-            socket.send_fds(w.socket, [packed([2, frame.IDLE, {}])], [spare] * 20)
+            socket.send_fds(w.socket, [packed([number, frame.IDLE, {}])], [spare] * 20)
             os.close(spare)
-            assert w.answer() == [2, True, True]
+            assert w.answer() == [number, True, True]
         assert len(os.listdir(f"/proc/{w.pid}/fd")) == before
 
 
@@ -225,7 +311,7 @@ def test_a_front_that_does_not_read_stops_the_worker_and_costs_nothing() -> None
         sent = 0
         with contextlib.suppress(BlockingIOError):
             while sent < 1_000_000:
-                w.raw(packed([2, frame.IDLE, {}]))
+                w.raw(packed([2 + sent, frame.IDLE, {}]))
                 sent += 1
         assert sent < 100_000
         size = next(x for x in Path(f"/proc/{w.pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
@@ -299,22 +385,23 @@ def hostile_program(folder: Path, entries: dict[str, str]) -> str:
     )
 
 
+@pytest.mark.parametrize("profile", PROFILES)
 @isolated
-def test_the_supervisor_is_told_nonsense_and_gives_no_more_than_it_would() -> None:
+def test_the_supervisor_is_told_nonsense_and_gives_no_more_than_it_would(profile: str) -> None:
     folder = Path("/tmp/hostile")
     folder.mkdir()
     os.environ["PRIVSEP_GA"] = hostile_program(folder, {"front": HOSTILE.replace("{filters!r}", repr(stage.FILTERS))})
-    # minimal: guest-get-osinfo and the like, no freeze, no file.
-    with Agent("--policy", "minimal") as agent:
+    enabled = enabled_rows(builtin(profile), hook=False)
+    with Agent("--policy", profile) as agent:
         line = wait_for(lambda: next((x for x in agent.log().splitlines() if x.startswith("got ")), None), 15)
         given = {bytes.fromhex(x) for x in line.split()[1:]}
         workers = {x[1] for x in given if x[:1] in (wiring.TAG_WORKER, wiring.TAG_UNAVAILABLE, wiring.TAG_UNPRIVILEGED)}
         names = {d.name for d in DOMAINS if NUMBER[d.name] in workers}
-        assert not names & {"thawer", "hook", "fs", "file", "exec", "user", "ssh", "front", "power"}, names
+        assert names <= {row for row in enabled if BY_NAME[row].channel == "front"}
         assert {x[:1] for x in given} <= {
             wiring.TAG_LISTENER, wiring.TAG_WORKER, wiring.TAG_UNAVAILABLE, wiring.TAG_UNPRIVILEGED,
         }  # fmt: skip
-        assert "thawer" not in agent.processes() and "fs" not in agent.processes()
+        assert set(agent.processes()) <= {"supervisor", *enabled}
         assert os.path.exists(f"/proc/{agent.pid}")
 
 

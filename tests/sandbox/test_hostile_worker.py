@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from privsep.domains import DOMAINS
 from tests.sandbox import stage
 from tests.sandbox.test_hostile_front import LIBEXEC, hostile_program
-from tests.support.agent import Agent, AgentError
+from tests.support.agent import Agent, AgentError, wait_for
 from tests.support.namespace import isolated
 
 pytestmark = [pytest.mark.root]
@@ -50,7 +51,13 @@ LIES = {
     "not-a-number": "    socket.send(b'\\0' + msgpack.packb([number, True, float('nan')]))",
     "nested": "    socket.send(b'\\0' + b'\\x91' * 100000 + b'\\1')",
     "claims-4-GiB": "    socket.send(b'\\0\\xdd\\xff\\xff\\xff\\xff')",
+    "claims-1-GiB-of-bytes": "    socket.send(b'\\0\\x93' + msgpack.packb(number) + b'\\xc3\\xc6\\x40\\0\\0\\0')",
+    "claims-1-GiB-of-text": "    socket.send(b'\\0\\x93' + msgpack.packb(number) + b'\\xc3\\xdb\\x40\\0\\0\\0')",
+    "announces-1-GiB-of-bulk": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': 1 << 30}, ['id']]))",
+    "a-descriptor-along": "    import _socket\n    socket.sendmsg([b'\\0' + msgpack.packb([number, True, 7])], "
+    "[(1, 1, (3).to_bytes(4, 'little'))])",
     "no-end": HEAVY,
+    "many-replies": "    for n in range(2000):\n        socket.send(b'\\0' + msgpack.packb([number + n + 1, True, {}]))",
     "another-type": "    socket.send(b'\\0' + msgpack.packb([number, True, 7]))",
     "a-member-of-another-type": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': 7}]))",
     "a-member-that-it-does-not-have": "    socket.send(b'\\0' + msgpack.packb([number, True, {'id': 'x', 'more': 'y'}]))",
@@ -103,6 +110,45 @@ def test_it_costs_one_error_and_nobody_else_anything(lie: str) -> None:
         agent.client.sync(7)
         assert agent.process("front") == front
         assert peak(front) < 256 * 1024
+
+
+# A request of each domain that the real worker would refuse or answer harmlessly.
+ASKED: dict[str, tuple[str, dict[str, object]]] = {
+    "fs": ("guest-fsfreeze-status", {}),
+    "trim": ("guest-fstrim", {}),
+    "network": ("guest-network-get-interfaces", {}),
+    "power": ("guest-shutdown", {"mode": "no such mode"}),
+    "time": ("guest-set-time", {"time": -1}),
+    "hotplug": ("guest-set-vcpus", {"vcpus": [{"logical-id": 100000, "online": True}]}),
+    "user": ("guest-set-user-password", {"username": "nobody of that name", "password": "eA==", "crypted": False}),
+    "ssh": ("guest-ssh-get-authorized-keys", {"username": "nobody of that name"}),
+    "file": ("guest-file-open", {"path": "/nowhere/file"}),
+    "exec": ("guest-exec", {"path": "/nowhere/program"}),
+}
+OFTEN = ("garbage", "claims-1-GiB-of-bytes", "announces-1-GiB-of-bulk")
+
+
+def test_every_domain_is_asked() -> None:
+    assert {*ASKED, "inventory"} == {d.name for d in DOMAINS if d.channel == "front"}
+
+
+@pytest.mark.parametrize("lie", OFTEN)
+@pytest.mark.parametrize("domain", ASKED)
+@isolated
+def test_so_it_is_with_each_domain(domain: str, lie: str) -> None:
+    os.environ["PRIVSEP_GA"] = program(LIES[lie], domain)
+    with Agent("--policy", "qemu-ga") as agent:
+        front = agent.process("front")
+        name, arguments = ASKED[domain]
+        agent.client.request(name, arguments)
+        if domain != "power":  # which answers nothing when it works, and when nobody knows
+            assert "error" in agent.client.reply(LIMIT + 8)
+        agent.client.sync(6)
+        assert wait_for(lambda: f"the {domain} worker broke the protocol" in agent.log(), what=agent.log())
+        assert agent.call("guest-get-osinfo")
+        assert agent.process("front") == front
+        assert peak(front) < 128 * 1024
+        assert set(agent.processes()) <= {"supervisor", "front", "inventory", domain, "thawer"}
 
 
 @isolated
