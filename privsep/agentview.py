@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from privsep import kernelview
+from privsep.degraded import degraded
 from privsep.kernelview import Difference, Process, Report
 
 _HEAD = "PROCESS PID UID HOLDS BOUND NNP SECCOMP LANDLOCK* NAMESPACES FDS MEMORY RESTARTS UPTIME".split()
@@ -30,12 +31,19 @@ def status(directory: str, report: Report, *, as_json: bool) -> int:
     supervisor = _supervisor(seen)
     rows = [plain(p, supervisor, report) for p in seen]
     left = None if report.deadline is None else round(report.deadline - time.monotonic(), 1)
+    lacking = degraded(report, seen)
     if as_json:
-        whole = {"rundir": directory, "policy": report.policy, "frozen": report.frozen, "thaws-in": left}
+        whole: dict[str, object] = {
+            "rundir": directory,
+            "policy": report.policy,
+            "frozen": report.frozen,
+            "thaws-in": left,
+        }
+        whole |= {"auto-thaw": report.auto_thaw, "degraded": lacking}
         print(json.dumps({**whole, "processes": rows}, indent=2))
         return 0
     print(f"policy   {report.policy}")
-    print(f"frozen   {'yes' if report.frozen else 'no'}{'' if left is None else f', thaws by itself in {left} s'}")
+    print(f"frozen   {'yes' if report.frozen else 'no'}{_until(report, left)}")
     print(f"rundir   {directory}\n")
     print_table([_HEAD, *(_cells(row) for row in rows)])
     print(_NOTE)
@@ -46,7 +54,16 @@ def status(directory: str, report: Report, *, as_json: bool) -> int:
                 print(f"{row['name']}: {word} {' '.join(held[word])}")
         if held["permitted"] != held["effective"]:
             print(f"{row['name']}: permitted {' '.join(held['permitted']) or 'none'}")
+    for line in lacking:
+        print(f"degraded: {line}")
     return 0
+
+
+def _until(report: Report, left: float | None) -> str:
+    """When a freeze ends that the host does not end."""
+    if report.auto_thaw == 0:
+        return "; warning: auto-thaw is 0, so a freeze that the host does not end lasts for ever"
+    return "" if left is None else f", thaws by itself in {left} s"
 
 
 def selfcheck(directory: str, report: Report, *, as_json: bool) -> int:

@@ -114,9 +114,9 @@ class Child:
                 pass  # its death is on its way
 
     def _send(self, tag: bytes, fd: int) -> None:
-        assert self.control is not None
         try:
-            wiring.send_fd(self.control, tag, fd)
+            if self.control is not None:  # else it was told to end
+                wiring.send_fd(self.control, tag, fd)
         except BlockingIOError:
             self._full()
         except OSError:

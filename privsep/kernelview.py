@@ -44,6 +44,7 @@ class Report:
     policy: str = ""
     frozen: bool = False
     deadline: float | None = None  # CLOCK_MONOTONIC seconds
+    auto_thaw: float | None = None  # seconds, 0: never; None: nothing can be frozen
     processes: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     landlock: dict[str, str] = field(default_factory=dict)
@@ -126,6 +127,8 @@ def parse_report(text: str) -> Report:
                 report.refused.append((command, int(count), rule, " ".join(words)))
             case ["frozen", flag]:
                 report.frozen = flag == "1"
+            case ["auto-thaw", seconds]:
+                report.auto_thaw = float(seconds)
             case ["deadline", seconds]:
                 report.deadline = float(seconds)
             case ["policy", *words]:

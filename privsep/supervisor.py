@@ -68,9 +68,10 @@ _PASSING: Final = (
     errno.EMFILE,
 )  # what keeps a program from being started for a while
 _HOPELESS: Final = 3  # fronts that ended before one was ready
+_HELPERS: Final = {"thawer": wiring.TAG_THAWER, "hook": wiring.TAG_HOOK}  # of fs, and how fs is told of its socket
+_FREEZERS: Final = ("fs", *_HELPERS)
 _REAPED: Final = 0.3  # seconds for a worker that is on its way out; then the front gets another socket to it
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
-_FREEZERS: Final = ("fs", "thawer", "hook")
 
 
 class Supervisor:
@@ -265,7 +266,7 @@ class Supervisor:
         child = self.children[name]
         if child.alive:
             return not child.leaving
-        if self._stopping or not child.life.may_start(time.monotonic()):
+        if self._stopping or not child.life.may_start(time.monotonic()) or self._too_early(name):
             return False
         orders = child.orders = self._orders_for(name)
         settings = {"uid": str(child.uid), "gid": str(child.gid), "privileged": "1" if self._privileged else "0"}
@@ -323,19 +324,28 @@ class Supervisor:
         # While their interpreters start: whatever we may need ourselves later must not be read from a frozen disk then.
         from privsep import recover, reload  # noqa: F401
 
-        fs = self.children["fs"]
-        fs.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
-        for name, tag in (("thawer", wiring.TAG_THAWER), ("hook", wiring.TAG_HOOK)):
-            if name not in self._freezing_orders.rows:
-                continue
-            helper = self.children[name]
-            if not helper.alive:
-                self._start(name)
-                if name == "thawer":
-                    helper.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
-            ours, theirs = wiring.pair()
-            fs.give(tag, ours.detach())
-            helper.give(wiring.TAG_FS, theirs.detach())
+        self.children["fs"].give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
+        for name in _HELPERS:
+            self._join_fs(name)
+
+    def _too_early(self, name: str) -> bool:
+        """fs waits for the end of helpers that were told to end with the fs before: it gets new ones."""
+        return name == "fs" and any(self.children[helper].going for helper in _HELPERS)
+
+    def _join_fs(self, name: str) -> None:
+        """A socket between fs and its helper, which is started when it is not there."""
+        fs, helper = self.children["fs"], self.children[name]
+        if name not in self._freezing_orders.rows or not fs.alive or fs.leaving:
+            return
+        if not helper.alive:
+            if not self._start(name):
+                self._loop.at(f"join {name}", helper.wait() + 0.001, lambda: self._join_fs(name))
+                return
+            if name == "thawer":
+                helper.give(wiring.TAG_JOURNAL, self._runfiles.open_journal())
+        ours, theirs = wiring.pair()
+        fs.give(_HELPERS[name], ours.detach())
+        helper.give(wiring.TAG_FS, theirs.detach())
 
     def _byte(self, child: Child) -> None:
         assert child.control is not None
@@ -468,6 +478,8 @@ class Supervisor:
             self._holder.fs_died()
         elif name == "thawer":
             self._holder.thawer_died()
+        elif name == "hook":
+            self._join_fs(name)  # a thaw hook may be due
         self._settle()
         # What waited for it to be gone; fs waits for its helpers too.
         for waiting in dict.fromkeys((name, "fs" if name in _FREEZERS else name)):
@@ -559,10 +571,8 @@ class Supervisor:
         gone = [self._gone(row) for row in DOMAINS if row.name in orders.rows]
         if any(gone):
             return RESTART_NEEDED, [line for line in gone if line]
-        if policy.more.get("audit-to") != self._orders.policy.more.get("audit-to"):
-            notes.append("[audit] to has changed: that takes effect when the agent is restarted")
         self._orders = orders
-        self._ledger.adopt(policy)
+        notes += self._ledger.adopt(policy)
         self._settled = False
         self._settle()
         front = self.children["front"]
@@ -701,6 +711,9 @@ class Supervisor:
                 lines.append(f"restarts {child.row.name} {child.life.restarts}")
         lines += self._ledger.status()
         deadline = self._holder.deadline
+        if "fs" in self._orders.rows:
+            orders = self._freezing_orders if self._holder.armed else self._orders
+            lines.append(f"auto-thaw {orders.auto_thaw:g}")
         if deadline is not None:
             lines.append(f"deadline {deadline:.3f}")
         lines += [f"outdated {child.row.name}" for child in self.children.values() if self._outdated(child)]

@@ -3,8 +3,8 @@
 It has no command of its own and no socket to the front, so a host that took the front over cannot quiesce databases for ever.
 
 As the peer (qemu-ga 10.2, wire facts in docs): one argument, the agent's own environment, a session of its own, standard
-input from /dev/null, output captured for the error text.  Different from it: output is bounded, and a hook that is not
-done within `hook-limit` seconds is killed with its whole process group.
+input from /dev/null, output captured for the error text.  Different from it: output is bounded and goes to the log too, and
+a hook that is not done within `hook-limit` seconds is killed with its whole process group.
 
 `subprocess` would cost 14 ms and 2 MiB for what os.posix_spawn does; exec failures come back from it as errors.
 """
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _FAILURE: Final = "child process has failed to execute fsfreeze hook: "
 _WORDS: Final = {hookwire.FREEZE: "freeze", hookwire.THAW: "thaw"}
+_ENDS: Final = {hookwire.DONE: "ok", hookwire.FAILED: "failed", hookwire.CUT: "killed at its time limit"}
+_LOGGED: Final = 50  # lines of output in the log
 _ROUNDS: Final = 4
 _RESET: Final = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE, _signal.SIGCHLD, _signal.SIGQUIT)
 
@@ -63,9 +65,15 @@ def _serve(ctx: Context, sock: Socket) -> bool:
     except (OSError, struct.error, KeyError):
         return False
     begun = time.monotonic()
-    result, text = run(ctx.setting("fsfreeze-hook"), word, float(ctx.setting("hook-limit", "60")))
+    output = bytearray()
+    result, text = run(ctx.setting("fsfreeze-hook"), word, float(ctx.setting("hook-limit", "60")), output)
     took = time.monotonic() - begun
-    ctx.log.info(f"hook {word}: {'ok' if result == hookwire.DONE else text.rstrip()} after {took:.1f} s")
+    ctx.log.info(f"hook {word}: {_ENDS[result]} after {took:.1f} s")
+    lines = output.decode("utf-8", "replace").splitlines()
+    for line in lines[:_LOGGED]:
+        ctx.log.info(f"hook {word} says: {line}")
+    if len(lines) > _LOGGED:
+        ctx.log.info(f"hook {word}: {len(lines) - _LOGGED} more lines of its output are left out")
     try:
         sock.send(hookwire.ANSWER.pack(number, result) + text.encode("utf-8", "replace"))
     except OSError:
@@ -73,8 +81,10 @@ def _serve(ctx: Context, sock: Socket) -> bool:
     return True
 
 
-def run(hook: str, word: str, seconds: float) -> tuple[int, str]:
-    """Run the hook with one argument: DONE, FAILED or CUT, and for the last two the error's text."""
+def run(hook: str, word: str, seconds: float, output: bytearray) -> tuple[int, str]:
+    """Run the hook with one argument: DONE, FAILED or CUT, and for the last two the error's text.
+
+    `output` gets the first bytes of what it writes."""
     if not hook:
         return hookwire.DONE, ""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -99,7 +109,6 @@ def run(hook: str, word: str, seconds: float) -> tuple[int, str]:
         os.close(writer)
         writer = -1
         _forget_oom_score(pid)
-        output = bytearray()
         timely = _wait(pid, reader, output, time.monotonic() + seconds)
         if not timely:
             _kill_group(pid)

@@ -203,3 +203,19 @@ def test_a_worker_that_keeps_dying_is_throttled_and_its_commands_fail_with_an_er
         agent.call("guest-get-load")
         assert time.monotonic() - begun > 0.2
         assert agent.call("guest-ping") == {}
+
+
+@isolated
+def test_fs_that_dies_when_nothing_is_frozen_is_asked_again_while_its_helpers_leave() -> None:
+    hook = Path("/tmp/hook")
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    hook.chmod(0o755)
+    with LoopFs("ext4") as fs, Agent("--policy", policy(60), f"-F{hook}") as agent:
+        supervisor = agent.pid
+        for _ in range(4):
+            assert agent.call("guest-fsfreeze-status") == "thawed"
+            os.kill(agent.process("fs"), signal.SIGKILL)
+            assert agent.call("guest-fsfreeze-status") == "thawed"
+        assert agent.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 1
+        assert agent.call("guest-fsfreeze-thaw") == 1
+        assert agent.processes()["supervisor"] == supervisor

@@ -13,6 +13,7 @@ import pytest
 
 from privsep.crew import FIFREEZE
 from tests.support import rcu
+from tests.support.agent import wait_for
 from tests.support.deadman import thaw
 from tests.support.freezekit import Failed, Kit
 from tests.support.loopfs import LoopFs, frozen, takes_writes
@@ -245,7 +246,7 @@ def test_a_hook_that_hangs_is_killed_with_its_children_and_followed_by_thaw() ->
             kit.freeze(fs.points)
         assert calls(hook) == ["1 freeze", "1 thaw"]
         status = Path(f"/proc/{Path('/tmp/child').read_text().strip()}/status")
-        assert not status.exists() or "State:\tZ" in status.read_text()
+        wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text(), 5.0)
 
 
 @isolated

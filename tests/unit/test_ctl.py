@@ -13,6 +13,7 @@ import pytest
 
 from privsep import ctl, kernelview
 from privsep.caller import Caller, CallError, arguments_of
+from privsep.degraded import degraded
 from privsep.domains import DOMAINS
 from privsep.kernelview import NoAgent, find, look, names, parse_report
 
@@ -100,6 +101,7 @@ process front 34
 restarts front 2
 deadline 99.5
 landlock fs 6
+auto-thaw 0
 new thing
 """
 
@@ -108,7 +110,7 @@ def test_the_supervisors_report() -> None:
     report = parse_report(STATUS)
     assert (report.policy, report.frozen, report.deadline) == ("profile default", True, 99.5)
     assert report.processes == {"supervisor": 12, "front": 34}
-    assert (report.restarts, report.landlock) == ({"front": 2}, {"fs": "6"})
+    assert (report.restarts, report.landlock, report.auto_thaw) == ({"front": 2}, {"fs": "6"}, 0)
 
 
 def test_finding_the_agent(tmp_path: Path) -> None:
@@ -213,6 +215,30 @@ def test_limits_landlock_filters_parent_and_namespaces_are_cells_too() -> None:
     front.status["PPid"] = ["1"]
     front.status["Seccomp_filters"] = ["1"]
     assert cells() == ["PPid", "Seccomp_filters"]
+
+
+def test_what_could_not_be_had_is_named(tmp_path: Path) -> None:
+    report = parse_report("frozen 1\nlandlock fs 6\nlandlock thawer 3\nlandlock front 6\nlandlock hook none\n")
+    fs, thawer = process("fs", VmLck=["5000", "kB"]), process("thawer", VmLck=["0", "kB"])
+    front, supervisor = process("front"), process("fs")
+    supervisor.name = "supervisor"
+    for one in (fs, thawer, front, supervisor):
+        one.pid = os.getpid()
+        one.namespaces["net"] = "net:[1]"
+    lines = degraded(report, [supervisor, fs, thawer, front, process("hook")])
+    with open("/proc/self/oom_score_adj") as f:
+        chosen = int(f.read()) >= 0
+    assert [line for line in lines if "memory is short" not in line] == [
+        "thawer: this kernel has level 3 of 6 of Landlock",
+        "thawer: its memory is not locked (LimitMEMLOCK= or CAP_IPC_LOCK is missing)",
+        "front: it has no network namespace of its own",
+    ]
+    assert sum("memory is short" in line for line in lines) == 2 * chosen
+    # fs locks its memory when it freezes.
+    fs = process("fs", VmLck=["0", "kB"])
+    assert any("not locked" in line for line in degraded(report, [fs]))
+    report.frozen = False
+    assert not any("not locked" in line for line in degraded(report, [fs]))
 
 
 def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
