@@ -51,7 +51,7 @@ def _show(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return f"'{value}'"
+            return f"'{value}'" if value.isprintable() else ascii(value)
         case list():
             return "a list"
         case dict():
@@ -257,4 +257,4 @@ def commands_of(word: str, commands: Mapping[str, str]) -> tuple[list[str], str]
         return names, "" if names else f"the pattern {word} matches no command"
     if word in commands:
         return [word], ""
-    return [], f"unknown command {word}{listed(word, commands)}"
+    return [], f"unknown command {word if word.isprintable() else ascii(word)}{listed(word, commands)}"

@@ -12,15 +12,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from policy.builtin import PROFILES
 from policy.errors import PolicyError, nearest
 from policy.load import choose
 from policy.model import Policy
-from privsep import agentview, caller, ctlaudit, ctlmetrics, kernelview
-from privsep.rundir import runtime_dir
+from privsep import agentview, caller, ctlagent, ctlaudit, ctlmetrics, ctlreload, kernelview
 from privsep.version import VERSION
 from protocol.commands import BY_NAME, COMMANDS, PEER_LEVEL
 
@@ -49,13 +47,19 @@ def parser() -> argparse.ArgumentParser:
 
     status = add("status", run_status, "show the agent's processes as the kernel sees them")
     check = add("selfcheck", run_selfcheck, "compare the agent's processes with the privilege table")
-    for made in (status, check):
+    reload = add(
+        "reload", run_reload, "check the agent's policy files, have it read them again, and say how that ended"
+    )
+    reload.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=ctlreload.LIMIT, help="for the answer (default 30)"
+    )
+    for made in (status, check, reload):
         made.add_argument("--json", action="store_true", help="for programs")
     audit = add("audit", run_audit, "show the audit trail: what was done for the host, and what was refused")
     ctlaudit.options(audit)
     metrics = add("metrics", run_metrics, "print what the agent has counted, as a Prometheus text file")
     metrics.add_argument("--output", metavar="FILE", help="write it there, atomically, instead")
-    for made in (call, status, check, audit, metrics):
+    for made in (call, status, check, reload, audit, metrics):
         made.add_argument("--rundir", metavar="DIR", help="the agent's runtime directory (default: the usual one)")
 
     add("profiles", run_profiles, "list the built-in policy profiles")
@@ -80,8 +84,15 @@ def main(words: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except (Failure, PolicyError, kernelview.NoAgent, caller.CallError, ctlaudit.AuditError) as e:
-        print(f"privsep-gactl: {e}", file=sys.stderr)
+    except (
+        Failure,
+        PolicyError,
+        kernelview.NoAgent,
+        caller.CallError,
+        ctlaudit.AuditError,
+        ctlreload.ReloadError,
+    ) as e:
+        print("\n".join(f"privsep-gactl: {line}" for line in str(e).split("\n")), file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -92,31 +103,15 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> tuple[str, kernelview.Report]:
-    directory = options.rundir
-    if directory is None:
-        # The environment of this program is not the agent's: its RUNTIME_DIRECTORY, if any, is somebody else's.
-        environ = {k: v for k, v in os.environ.items() if k != "RUNTIME_DIRECTORY"}
-        directory = runtime_dir("/var/run", os.geteuid(), environ)
-    return kernelview.find(directory)
+    return ctlagent.report(options.rundir)
 
 
 def _socket_of(options: argparse.Namespace) -> str:
     """The unix socket that the running agent was told to listen on, by its own command line."""
-    from privsep.cli import Stop, command_line
-    from privsep.config import ConfigError
-
     _, report = _report(options)
-    pid = report.processes["supervisor"]
     try:
-        base = Path(f"/proc/{pid}")
-        words = (base / "cmdline").read_bytes().split(b"\0")[:-1]
-        pairs = os.fsdecode((base / "environ").read_bytes()).split("\0")
-        environ = dict(p.split("=", 1) for p in pairs if "=" in p)
-        place = os.readlink(f"/proc/{pid}/cwd")
-        # The interpreter and its options come first; ours begin after the program's own name.
-        first = next(n for n, w in enumerate(words) if n and not w.startswith(b"-"))
-        config = command_line([os.fsdecode(w) for w in words[first + 1 :]], "", environ)
-    except (OSError, StopIteration, Stop, ConfigError) as e:
+        config, place = ctlagent.config_of(report.processes["supervisor"])
+    except ctlagent.Unknown as e:
         raise Failure(f"cannot tell the agent's socket ({e}): give --socket") from None
     if config.method != "unix-listen" or config.path is None:
         raise Failure(f"the running agent serves {config.method}, not a unix socket: give --socket")
@@ -151,6 +146,15 @@ def run_status(options: argparse.Namespace) -> int:
 
 def run_selfcheck(options: argparse.Namespace) -> int:
     return agentview.selfcheck(*_report(options), as_json=options.json)
+
+
+def run_reload(options: argparse.Namespace) -> int:
+    _, report = ctlreload.reload(options.rundir, options.timeout)
+    if options.json:
+        print(json.dumps(ctlreload.as_plain(report), indent=2))
+    else:
+        print("\n".join(ctlreload.lines(report)))
+    return 0 if report.result in ("applied", "deferred") else 1
 
 
 def run_audit(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
-"""The attack table: which attack comes through from inside which process.  `make attack`, or
+"""The attack table: which attack comes through from inside which process; and what each holds.  `make attack`, or
 
-python -m tests.sandbox.attack [--write]        # prints; --write replaces expected.txt
+python -m tests.sandbox.attack [--write]        # prints; --write replaces expected.txt and held.txt
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from privsep.domains import DOMAINS
-from tests.sandbox import stage
+from tests.sandbox import held, stage
 from tests.sandbox.attacks import ATTACKS
 from tests.support import namespace
 
@@ -56,15 +57,21 @@ def differences(found: str, expected: str) -> list[str]:
     ]
 
 
-def measure() -> str:
-    """The table, measured in a private root, so that what comes through hits nothing."""
+def attacked() -> str:
+    """The attack table; in a private root."""
+    with stage.scene() as scene:
+        return table({name: stage.column(name, scene) for name in ROWS})
+
+
+def measure(what: Callable[[], str] = attacked) -> str:
+    """A table, measured in a private root, so that what comes through hits nothing."""
     with tempfile.TemporaryFile("w+") as file:
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                with namespace.private_root(), stage.scene() as scene:
-                    file.write(table({name: stage.column(name, scene) for name in ROWS}))
+                with namespace.private_root():
+                    file.write(what())
                     file.flush()
                 status = 0
             except BaseException as e:
@@ -78,14 +85,20 @@ def measure() -> str:
 
 
 def main() -> int:
-    found = measure()
-    print(found, end="")
-    if "--write" in sys.argv:
-        EXPECTED.write_text(found)
-        return 0
-    wrong = differences(found, EXPECTED.read_text())
+    wrong = []
+    for what, path, compare in (
+        (attacked, EXPECTED, differences),
+        (held.table, held.EXPECTED, held.differences),
+    ):
+        found = measure(what)
+        print(found)
+        if "--write" in sys.argv:
+            path.write_text(found)
+        wrong += [f"not as in {path}: {line}" for line in compare(found, path.read_text())]
     for line in wrong:
-        print(f"not as in {EXPECTED}: {line}", file=sys.stderr)
+        print(line, file=sys.stderr)
+    if wrong:
+        print("where that is meant: make attack ARGS=--write", file=sys.stderr)
     return 1 if wrong else 0
 
 
