@@ -44,6 +44,16 @@ def choose(option: str | None, folder: str = FOLDER) -> Policy:
 def installed(folder: str = FOLDER) -> list[str]:
     """policy.toml if it is there, then the drop-ins policy.d/*.toml by name.  Raises PolicyError."""
     paths: list[str] = []
+    for place in (folder, f"{folder}/policy.d"):
+        # Also where there is no file in it: who may write the folder may have taken one away.
+        try:
+            os.close(walk(place + "/.", folders=True))
+        except (FileNotFoundError, NotADirectoryError):
+            break
+        except NotTrusted as e:
+            raise PolicyError(f"{place} is not believed: {e}") from None
+        except OSError as e:
+            raise PolicyError(f"{place}: {e.strerror}") from None
     try:
         os.lstat(f"{folder}/policy.toml")
         paths.append(f"{folder}/policy.toml")
