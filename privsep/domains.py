@@ -74,7 +74,7 @@ class Domain:
         network: str = "host",
         limits: Mapping[str, int] | None = None,
         channel: str = "front",
-        idle: float = 60.0,
+        idle: float = 15.0,
         programs: bool = False,
         locked: bool = False,
     ) -> None:

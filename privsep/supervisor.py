@@ -574,10 +574,8 @@ class Supervisor:
         gone = [self._gone(row) for row in DOMAINS if row.name in orders.rows]
         if any(gone):
             return RESTART_NEEDED, [line for line in gone if line]
-        if policy.more.get("audit-to") != self._orders.policy.more.get("audit-to"):
-            notes.append("[audit] to has changed: that takes effect when the agent is restarted")
         self._orders = orders
-        self._ledger.adopt(policy)
+        notes += self._ledger.adopt(policy)
         self._settled = False
         self._settle()
         front = self.children["front"]

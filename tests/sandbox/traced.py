@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from privsep import blob
 from privsep.sandbox import rules
 from tests.support.agent import Agent, AgentError, wait_for
 from tests.support.loopfs import LoopFs
@@ -173,6 +174,8 @@ def _files(agent: Agent, folder: Path) -> None:
     agent.call("guest-file-flush", handle=handle)
     agent.call("guest-file-seek", handle=handle, offset=0, whence="set")
     assert agent.call("guest-file-read", handle=handle, count=250_000)["count"] == 250_000
+    agent.call("guest-file-read", handle=handle, count=blob.KEPT + 1)  # asked for, not there: memory of its own
+    agent.call("guest-file-seek", handle=handle, offset=250_000, whence="set")
     assert agent.call("guest-file-read", handle=handle, count=10)["count"] == 10
     agent.call("guest-file-close", handle=handle)
     for wanted, mode in ((path, "a"), (path, "r"), ("/proc/nowhere/x", "w"), ("/tmp", "r")):
