@@ -112,8 +112,13 @@ class Domain:
         stands for."""
         if "ALL" in self.caps:
             return available
-        return sum(1 << CAPABILITIES[c] for c in self.caps)
+        return sum(
+            [1 << CAPABILITIES[c] for c in self.caps if c not in DISPENSABLE or available >> CAPABILITIES[c] & 1]
+        )
 
+
+# What a row works without, less well, where the agent itself was not given it (a container); status says so.
+DISPENSABLE: Final = frozenset(("IPC_LOCK",))
 
 DOMAINS: Final = (
     Domain(

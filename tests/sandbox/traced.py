@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from privsep import blob
@@ -40,9 +41,10 @@ Seen = Counter[tuple[str, str, tuple[int, ...]]]
 class Traced(Agent):
     """An agent under strace; each thread's calls are in a file of their own."""
 
-    def __init__(self, *args: str, traces: str) -> None:
+    def __init__(self, *args: str, traces: str, show: Sequence[str] = ("-s", "64", "-e", "raw=!execve")) -> None:
         super().__init__(*args)
         self._traces = traces
+        self._show = show
 
     def command(self) -> list[str]:
         # -f without --seccomp-bpf: the calls that a filter answers are seen too.
@@ -55,10 +57,7 @@ class Traced(Agent):
             "-q",
             "-e",
             "signal=none",
-            "-s",
-            "64",
-            "-e",
-            "raw=!execve",
+            *self._show,
             "-o",
             f"{self._traces}/t",
         ]
