@@ -19,7 +19,7 @@ from policy.builtin import COMMANDS
 from privsep import spawn, wiring
 from privsep.audit import MASKABLE, MASKED, RECORD
 from privsep.auditrecord import as_text, event, stamped
-from privsep.auditsink import JOURNAL, LOG, open_sink
+from privsep.auditsink import JOURNAL, LOG, SinkError, open_sink
 from privsep.counters import Page
 from privsep.log import printable
 from protocol import tally
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from policy.model import Policy
     from privsep.auditrecord import Record
+    from privsep.auditsink import Sink
     from privsep.log import Log
     from privsep.loop import Loop
     from privsep.wiring import Socket
@@ -57,14 +58,13 @@ class _Source:
 class Ledger:
     """`listen` has it take what there is whenever there is something; while `held` nothing is written.
 
-    to      the sink, see privsep/auditsink.py
-    policy  the one in force
+    policy  the one in force, which says what the sink is
     """
 
-    def __init__(self, *, to: str, log: Log, policy: Policy) -> None:
+    def __init__(self, *, log: Log, policy: Policy) -> None:
         """Raises auditsink.SinkError."""
         self._log = log
-        self._sink = open_sink(to, log)
+        self._sink: Sink = open_sink(to_of(policy), log)
         self.held = False
         self._loop: Loop | None = None
         self._policy = policy
@@ -119,8 +119,10 @@ class Ledger:
             page.fd = spawn.above(page.fd)
         return page
 
-    def adopt(self, policy: Policy) -> None:
-        """Another policy is in force from now on; refusals until now were by the rules of the one before."""
+    def adopt(self, policy: Policy) -> list[str]:
+        """Another policy is in force from now on; refusals until now were by the rules of the one before.
+
+        Not called while file systems are frozen.  What there is to say: a new sink that cannot be had leaves the old one."""
         for place, command in enumerate(COMMANDS):
             rule = self._policy.about(command)
             if rule == policy.about(command):
@@ -130,8 +132,16 @@ class Ledger:
             count -= sum(n for c, n, _ in self._settled if c == command)
             if count > 0:
                 self._settled.append((command, count, rule))
+        self.take()
+        notes = []
+        if to_of(policy) != to_of(self._policy):
+            try:
+                self._sink = open_sink(to_of(policy), self._log)
+            except SinkError as e:
+                notes.append(f"audit records go to {self._sink.name} as before: {e}")
         self._policy = policy
         self._event("policy", policy.name)
+        return notes
 
     def _about(self, command: str, rule: str) -> tuple[str, str]:
         """(rule id, origin); `rule` "": the one about the command as such."""
@@ -248,6 +258,11 @@ class Ledger:
         self._said[key] = now
         self._log.warning(text)
         return True
+
+
+def to_of(policy: Policy) -> str:
+    """Where a policy wants the records (privsep/auditsink.py)."""
+    return policy.more.get("audit-to", "")
 
 
 def _words(rule: tuple[str, str]) -> str:
