@@ -14,11 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from policy.builtin import PROFILES
-from policy.errors import PolicyError, nearest
-from policy.load import choose
-from policy.model import Policy
-from privsep import agentview, caller, ctlagent, ctlaudit, ctlmetrics, ctlreload, kernelview
+from policy.errors import PolicyError
+from privsep import agentview, caller, ctlagent, ctlaudit, ctlmetrics, ctlpolicy, ctlreload, kernelview
 from privsep.version import VERSION
 from protocol.commands import BY_NAME, COMMANDS, PEER_LEVEL
 
@@ -62,17 +59,9 @@ def parser() -> argparse.ArgumentParser:
     for made in (call, status, check, reload, audit, metrics):
         made.add_argument("--rundir", metavar="DIR", help="the agent's runtime directory (default: the usual one)")
 
-    add("profiles", run_profiles, "list the built-in policy profiles")
-    policy = sub.add_parser("policy", help="read a policy", description="Read a policy.")
-    policies = policy.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
-    show = add("show", run_show, "list what a policy allows", policies)
-    show.add_argument("--blocked", action="store_true", help="list what it does not allow instead")
-    explain = add("explain", run_explain, "say which rule decides about a command", policies)
-    explain.add_argument("name", metavar="NAME", help="the protocol's command")
-    for made in (show, explain):
-        made.add_argument("--policy", metavar="NAME|FILE", help="a profile or a file (default: the installed policy)")
-    checked = add("check", run_check, "say whether a policy file is right", policies)
-    checked.add_argument("policy", metavar="FILE|NAME", nargs="?", help="(default: the installed policy)")
+    profiles = add("profiles", ctlpolicy.run_profiles, "list the built-in policy profiles")
+    profiles.add_argument("--json", action="store_true", help="for programs")
+    ctlpolicy.options(add, sub)
 
     add("commands", run_commands, "list the protocol's commands")
     add("version", run_version, "print the version")
@@ -90,6 +79,7 @@ def main(words: list[str] | None = None) -> int:
         kernelview.NoAgent,
         caller.CallError,
         ctlaudit.AuditError,
+        ctlpolicy.Wrong,
         ctlreload.ReloadError,
     ) as e:
         print("\n".join(f"privsep-gactl: {line}" for line in str(e).split("\n")), file=sys.stderr)
@@ -189,38 +179,7 @@ def run_metrics(options: argparse.Namespace) -> int:
     return status
 
 
-# -- policies and tables
-
-
-def run_profiles(_: argparse.Namespace) -> int:
-    agentview.print_table([[name, row[0]] for name, row in PROFILES.items()])
-    return 0
-
-
-def _policy(name: str | None) -> Policy:
-    return choose(name)
-
-
-def run_show(options: argparse.Namespace) -> int:
-    policy = _policy(options.policy)
-    for command in COMMANDS:
-        if policy.allows(command.name) != options.blocked:
-            print(command.name)
-    return 0
-
-
-def run_explain(options: argparse.Namespace) -> int:
-    if options.name not in BY_NAME:
-        raise Failure(f"unknown command '{options.name}'{nearest(options.name, BY_NAME)}")
-    policy = _policy(options.policy)
-    print(f"{options.name}: {policy.why(options.name)}")
-    return 0 if policy.allows(options.name) else 1
-
-
-def run_check(options: argparse.Namespace) -> int:
-    policy = _policy(options.policy)
-    print(f"{policy.name}: right; allows {len(policy.allowed)} of {len(COMMANDS)} commands")
-    return 0
+# -- tables
 
 
 def run_commands(_: argparse.Namespace) -> int:

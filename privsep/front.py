@@ -71,6 +71,7 @@ class Front:
             host_name=lambda: os.uname().nodename or "localhost",
             counts=self._counts,
         )
+        self._session.sink = self._host.write
 
     # -- the loop
 
@@ -93,6 +94,13 @@ class Front:
                 data = host.read()
                 line = session.quick(data)
                 if line is None:
+                    request = session.hop(data)
+                    if request is None:
+                        break
+                    data = None
+                    if self._hop(request):
+                        continue
+                    ready = []
                     break
                 data = None
                 count = host.write(line)
@@ -124,6 +132,26 @@ class Front:
                 self._remind(session.sync_at)
             if self._due is not None and now >= self._due:
                 self._timers(now)
+
+    def _hop(self, request: Request) -> bool:
+        """Ask the worker and wait while nothing else happens; False: the loop proper has to see to the rest."""
+        session = self._session
+        assert request.command is not None
+        link = self._links[request.command.domain]
+        now = time.monotonic()
+        if not link.hop(request, now):
+            session.calls.append(request)
+            return False
+        if link.deadline is not None:
+            self._remind(link.deadline)
+        left = None if self._due is None else max(0, int((self._due - now) * 1000) + 1)
+        if self._poll.poll(left) != link.usual:
+            return False
+        now = time.monotonic()
+        self._from_worker(link, select.POLLIN, now)
+        if session.output:
+            self._write(now)
+        return not (session.output or session.calls or session.sync_at is not None)
 
     def _remind(self, at: float) -> None:
         """See to it that `_timers` is called then.  A time that is not true any more costs one vain call."""
@@ -306,11 +334,13 @@ class Front:
                     self._forget(fd)
                     return
                 if reply is not None:
-                    self._reply(reply, now)
-                    self._push(link, now)
-                idle_at = link.idle_at()
-                if idle_at is not None:
-                    self._remind(idle_at)
+                    self._reply(link, reply, now)
+                    if link.queue or link.absent:
+                        self._push(link, now)
+                if self._due is None or self._due > now + link.row.idle:
+                    idle_at = link.idle_at()
+                    if idle_at is not None:
+                        self._remind(idle_at)
         except EOFError:
             self._lost(link, fd, now)
         except ProtocolViolation as e:
@@ -318,11 +348,16 @@ class Front:
             self._ask(wiring.END | NUMBER[link.row.name])
             self._lost(link, fd, now)
 
-    def _reply(self, reply: tuple[Request, bool, object], now: float) -> None:
+    def _reply(self, link: dispatch.Link, reply: tuple[Request, bool, object], now: float) -> None:
         request, ok, value = reply
-        if ok:
+        known = request.known
+        if known is not None and value is known:
+            self._session.repeated(request, now)
+        elif ok:
             try:
                 self._session.answered(request, value, now)
+                if known is not None and not request.muted:
+                    known.reply = link.tail
             except (TypeError, ValueError, RecursionError):
                 self._failed(request, dispatch.nonsense(request), now)
                 assert request.command is not None
