@@ -44,6 +44,16 @@ def choose(option: str | None, folder: str = FOLDER) -> Policy:
 def installed(folder: str = FOLDER) -> list[str]:
     """policy.toml if it is there, then the drop-ins policy.d/*.toml by name.  Raises PolicyError."""
     paths: list[str] = []
+    for place in (folder, f"{folder}/policy.d"):
+        # Also where there is no file in it: who may write the folder may have taken one away.
+        try:
+            os.close(walk(place + "/.", folders=True))
+        except (FileNotFoundError, NotADirectoryError):
+            break
+        except NotTrusted as e:
+            raise PolicyError(f"{place} is not believed: {e}") from None
+        except OSError as e:
+            raise PolicyError(f"{place}: {e.strerror}") from None
     try:
         os.lstat(f"{folder}/policy.toml")
         paths.append(f"{folder}/policy.toml")
@@ -79,9 +89,21 @@ def from_files(paths: Sequence[str], start: str | None = None) -> Policy:
         problems += e.problems
     if problems or found is None:
         raise PolicyError(*problems)
+    return _made(paths[0], found)
+
+
+def from_text(name: str, text: str) -> Policy:
+    """The policy that is a text, whoever wrote it: for tools, never for an agent.  Raises PolicyError."""
+    from policy.builtin import COMMANDS, FROZEN, PROFILES
+    from policy.read import read
+
+    return _made(name, read([(name, text)], base=_profile, commands=COMMANDS, profiles=PROFILES, unlimited=FROZEN))
+
+
+def _made(name: str, found: Reading) -> Policy:
     return check(
         Policy(
-            paths[0],
+            name,
             frozenset(found.allowed),
             base=found.base,
             why_of=found.why,

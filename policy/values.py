@@ -51,7 +51,7 @@ def _show(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return f"'{value}'"
+            return f"'{value}'" if value.isprintable() else ascii(value)
         case list():
             return "a list"
         case dict():
@@ -116,6 +116,10 @@ def _path(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] | No
         text.fail(at, f"{key.name} '{value}' is not written as the kernel does: write '{plain}'")
         return None
     return (value,)
+
+
+def _paths(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] | None:
+    return _list(text, key, at, value, _path)
 
 
 def _account(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] | None:
@@ -235,6 +239,7 @@ _KINDS = {
     "seconds": _number,
     "size": _size,
     "path": _path,
+    "paths": _paths,
     "account": _account,
     "patterns": _patterns,
     "points": _points,
@@ -257,4 +262,4 @@ def commands_of(word: str, commands: Mapping[str, str]) -> tuple[list[str], str]
         return names, "" if names else f"the pattern {word} matches no command"
     if word in commands:
         return [word], ""
-    return [], f"unknown command {word}{listed(word, commands)}"
+    return [], f"unknown command {word if word.isprintable() else ascii(word)}{listed(word, commands)}"

@@ -14,7 +14,7 @@ from privsep.auditrecord import as_journal, as_json, as_text, priority
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Final, TypeAlias
 
     from privsep.auditrecord import Record
     from privsep.log import Log
@@ -146,7 +146,11 @@ class Nowhere:
         return 0
 
 
-def open_sink(to: str, log: Log) -> ToJournal | ToFile | ToLog | Nowhere:
+if TYPE_CHECKING:
+    Sink: TypeAlias = ToJournal | ToFile | ToLog | Nowhere
+
+
+def open_sink(to: str, log: Log) -> Sink:
     """`to`: journal, log, none, file:/PATH; "" for the journal if there is one, else the log.  Raises SinkError."""
     if to == NONE:
         return Nowhere()

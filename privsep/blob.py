@@ -1,15 +1,26 @@
-"""Bulk data in a sealed memfd: made by a worker, read by the front.
+"""Bulk data in memory that a worker makes and the front reads.
 
-The front may not open, create or enlarge anything, so the worker makes the memfd, sizes, fills and seals it.  The front takes a
-descriptor for what it is only after it has seen the seals, which nothing but a memfd has, and that the size is
-the promised one; then no bytes can change under its hands, nor can the file end early (memfd_create(2), fcntl(2)).
+The front may not open, create or enlarge anything, so the worker makes a memfd and passes its descriptor.  Two kinds:
 
-It reads with pread into small pieces: mapping would cost a page fault for each page and count as the front's own memory.
+* *kept*: up to `KEPT` bytes of a reply go through one memfd of just that size, sealed against another, that the worker
+  writes again and again; its descriptor comes with the first of them.  Making, filling and closing a new one costs more than
+  all the copies of half a megabyte;
+* *sealed*: more has a memfd of its own, sealed against every change, which is gone when the reply is written.
+
+The front takes a descriptor only with those seals, which nothing but a memfd has: a read of any other file might wait for
+ever, and memory that may become shorter would end a reply in the middle.  It reads with pread, each byte once, and encodes
+what it got: whatever a worker does to the memory meanwhile, what comes out is base64 of bytes that it could have sent anyway.
+Reads are in small pieces: mapping would cost a page fault for each page and count as the front's own memory.
+A worker writes the kept memfd only while it executes a request, and the front asks for nothing else until the reply is
+written.
+
+memfd_create(2), fcntl(2).
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 
 from protocol.errors import ProtocolViolation
@@ -18,9 +29,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+KEPT: Final = 16 * 1024 * 1024  # bytes
 LIMIT: Final = 72 * 1024 * 1024  # bytes; the largest that a command answers are 48 MiB
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SIZED: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MFD_NOEXEC_SEAL: Final = 0x8  # Linux 6.3; needed where vm.memfd_noexec is 2
 
 
@@ -55,21 +68,68 @@ class Sealed:
         self.size = size
 
 
-class Blob:
-    """The front's side: bytes `start` to `start + size` of a memfd; the last of those that share it closes it."""
+class Kept:
+    """A worker's side: the first `size` bytes of its kept memfd."""
 
-    __slots__ = ("size", "_fd", "_start", "_owner")
+    __slots__ = ("size",)
 
-    def __init__(self, fd: int, start: int, size: int, *, owner: bool) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self._fd = fd
+
+
+class _Window:
+    """The kept memfd.  `view` is all of it, in the worker's own memory."""
+
+    __slots__ = ("fd", "view")
+
+    def __init__(self) -> None:
+        self.fd = create()
+        try:
+            os.ftruncate(self.fd, KEPT)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SIZED)
+            self.view = memoryview(mmap.mmap(self.fd, KEPT))
+        except (OSError, ValueError):
+            os.close(self.fd)
+            raise
+
+
+_windows: list[_Window] = []  # the one of this process, once it was wanted
+
+
+def window() -> _Window:
+    """Raises OSError."""
+    if not _windows:
+        _windows.append(_Window())
+    return _windows[0]
+
+
+class Memory:
+    """The front's side: the descriptor of a memfd, closed when nobody refers to it any more."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class Blob:
+    """The front's side: bytes `start` to `start + size` of a memfd."""
+
+    __slots__ = ("size", "_memory", "_start")
+
+    def __init__(self, memory: Memory, start: int, size: int) -> None:
+        self.size = size
+        self._memory: Memory | None = memory
         self._start = start
-        self._owner = owner
 
     def read(self, offset: int, count: int) -> bytes:
-        """Exactly those bytes.  Raises ProtocolViolation when the kernel cannot give them (a swap device that fails)."""
+        """Exactly those bytes.  Raises ProtocolViolation when they are not there."""
+        assert self._memory is not None
         try:
-            data = os.pread(self._fd, count, self._start + offset)
+            data = os.pread(self._memory.fd, count, self._start + offset)
         except OSError:
             data = b""
         if len(data) != count:
@@ -77,13 +137,18 @@ class Blob:
         return data
 
     def close(self) -> None:
-        if self._owner:
-            os.close(self._fd)
-            self._owner = False
+        self._memory = None
 
 
-def of(parts: list[bytes | bytearray]) -> Sealed:
-    """A sealed memfd with these parts one after the other.  Raises OSError."""
+def of(parts: list[bytes | bytearray]) -> Sealed | Kept:
+    """These parts one after the other.  Raises OSError."""
+    total = sum(map(len, parts))
+    if total <= KEPT:
+        view, at = window().view, 0
+        for part in parts:
+            view[at : at + len(part)] = part
+            at += len(part)
+        return Kept(total)
     fd = create()
     try:
         for part in parts:
@@ -92,31 +157,28 @@ def of(parts: list[bytes | bytearray]) -> Sealed:
     except OSError:
         os.close(fd)
         raise
-    return Sealed(fd, sum(map(len, parts)))
+    return Sealed(fd, total)
 
 
-def open_all(fd: int | None, sizes: list[int]) -> list[Blob]:
-    """The parts of a memfd that came with a reply; they own it.  Raises ProtocolViolation and closes it when it is not
-    exactly what was announced."""
-    if fd is None:
-        raise ProtocolViolation("bulk data without a descriptor")
+def take(fd: int, *, kept: bool) -> Memory:
+    """The descriptor that came with a reply, if it is what it should be.  Raises ProtocolViolation, and closes it."""
+    memory = Memory(fd)
     try:
-        if not sizes or any(size < 0 for size in sizes) or sum(sizes) > LIMIT:
-            raise ProtocolViolation("bulk data of no possible size")
-        try:
-            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-        except OSError:  # EINVAL: no memfd
-            seals = 0
-        if seals & _SEALS != _SEALS:
-            raise ProtocolViolation("bulk data that is not sealed")
-        if os.lseek(fd, 0, os.SEEK_END) != sum(sizes):
-            raise ProtocolViolation("bulk data of another size")
-    except ProtocolViolation:
-        os.close(fd)
-        raise
-    except OSError:
-        os.close(fd)
-        raise ProtocolViolation("bulk data that cannot be read") from None
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    last = len(sizes) - 1
-    return [Blob(fd, at, size, owner=i == last) for i, (at, size) in enumerate(zip(starts, sizes, strict=True))]
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # EINVAL: no memfd
+        raise ProtocolViolation("bulk data in something that is no memory") from None
+    wanted = _SIZED if kept else _SEALS
+    if seals & wanted != wanted:
+        raise ProtocolViolation("bulk data that is not sealed")
+    if kept and os.lseek(fd, 0, os.SEEK_END) != KEPT:
+        raise ProtocolViolation("memory for bulk data of another size")
+    return memory
+
+
+def parts(memory: Memory, sizes: list[int], *, kept: bool) -> list[Blob]:
+    """The parts of a reply's bulk data.  Raises ProtocolViolation when they are of no possible size."""
+    if not sizes or any(size < 0 for size in sizes) or sum(sizes) > (KEPT if kept else LIMIT):
+        raise ProtocolViolation("bulk data of no possible size")
+    if not kept and os.lseek(memory.fd, 0, os.SEEK_END) != sum(sizes):
+        raise ProtocolViolation("bulk data of another size")
+    return [Blob(memory, sum(sizes[:i]), size) for i, size in enumerate(sizes)]

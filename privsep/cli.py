@@ -13,7 +13,7 @@ from policy.builtin import COMMANDS, PEER_LEVEL, PROFILES
 from policy.errors import PolicyError
 from policy.model import builtin, with_lists
 from privsep import getopt
-from privsep.config import HOOK, Config, ConfigError, config_file, split_list
+from privsep.config import HOOK, Config, ConfigError, config_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def command_line(words: Sequence[str], program: str, environ: Mapping[str, str])
     named = [value for code, value in given if code == "c"]
     path, required = config_file(named[-1] if named else None, environ)
     config.load(path, required=required)
+    config.load_sysconfig()
     dump = False
     for code, value in given:
         match code:
@@ -91,8 +92,7 @@ def command_line(words: Sequence[str], program: str, environ: Mapping[str, str])
             case "b" | "a" | "b:blacklist":
                 if value in ("help", "?"):
                     raise Stop(0, "".join(f"{name}\n" for name in COMMANDS))
-                names = config.allow if code == "a" else config.block
-                names += split_list(value or "")
+                config.add_list("allow" if code == "a" else "block", value or "")
                 config.dated = config.dated or code == "b:blacklist"
             case "V":
                 raise Stop(0, f"QEMU Guest Agent {PEER_LEVEL}\n")
@@ -146,7 +146,7 @@ def effective_policy(config: Config) -> Policy:
         from policy.load import choose  # no file is needed for a profile that comes with the agent
 
         policy = choose(config.policy)
-    return with_lists(policy, config.block, config.allow)
+    return with_lists(policy, config.block, config.allow, config.origins)
 
 
 def beside(program: str) -> str:

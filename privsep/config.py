@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from policy.model import Policy
 
 CONFIG_FILE: Final = "/etc/qemu/qemu-ga.conf"
+SYSCONFIG: Final = "/etc/sysconfig/qemu-ga"
 STATE_DIR: Final = "/var/run"
 PID_FILE: Final = "/var/run/qemu-ga.pid"
 HOOK: Final = "/etc/qemu/fsfreeze-hook"
@@ -35,6 +36,7 @@ class Config:
     hook    the freeze hook's path; None: there is none
     block   names of --block-rpcs, in the order in which the peer dumps them
     allow   names of --allow-rpcs, the same; empty: no such list
+    origins ("block" or "allow", name) -> `file:line` of what was not listed on the command line
     dated   the command line is one for releases before 9.1
     policy  the profile's name or the policy file's path; None: the installed one
     """
@@ -47,6 +49,7 @@ class Config:
         "hook",
         "logfile",
         "method",
+        "origins",
         "path",
         "pidfile",
         "policy",
@@ -69,6 +72,7 @@ class Config:
         self.dated = False
         self.block: list[str] = []
         self.allow: list[str] = []
+        self.origins: dict[tuple[str, str], str] = {}
 
     def load(self, path: str, *, required: bool) -> None:
         """Take the file's values.  A missing file is none, unless it is `required`.  Raises ConfigError."""
@@ -98,15 +102,30 @@ class Config:
             self.verbose = file.get_bool(_GROUP, "verbose") or False
             self.retry = file.get_bool(_GROUP, "retry-path") or False
             # `blacklist` is the key of releases before 9.1; distributions' files have it still.
-            for key in ("blacklist", "block-rpcs"):
-                self.block += split_list(file.get(_GROUP, key) or "")
-            self.allow += split_list(file.get(_GROUP, "allow-rpcs") or "")
+            for key, kind in (("blacklist", "block"), ("block-rpcs", "block"), ("allow-rpcs", "allow")):
+                self.add_list(kind, file.get(_GROUP, key) or "", f"{path}:{file.line(_GROUP, key)}")
         except KeyFileError as e:
             raise ConfigError(f"error loading configuration from path: {path}, {e}") from None
         except OSError as e:
             raise ConfigError(f"error loading configuration from path: {path}, {e.strerror}") from None
         finally:
             os.close(fd)
+
+    def add_list(self, kind: str, text: str, origin: str = "") -> None:
+        """The names of a comma list, to those that are to be blocked ("block") or to be all that is allowed ("allow")."""
+        names = split_list(text)
+        (self.allow if kind == "allow" else self.block).extend(names)
+        if origin:
+            self.origins.update(((kind, name), origin) for name in names)
+
+    def load_sysconfig(self, path: str = SYSCONFIG) -> None:
+        """Take the lists that the RHEL family keeps for its unit file.  Raises PolicyError."""
+        if not os.path.lexists(path):
+            return
+        from privsep import sysconfig  # most systems have none
+
+        for kind, text, origin in sysconfig.read(path):
+            self.add_list(kind, text, origin)
 
     def complete(self) -> None:
         """Put the defaults in.  Raises ConfigError where there is none."""

@@ -12,15 +12,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from policy.builtin import PROFILES
-from policy.errors import PolicyError, nearest
-from policy.load import choose
-from policy.model import Policy
-from privsep import agentview, caller, ctlaudit, ctlmetrics, kernelview
-from privsep.rundir import runtime_dir
+from policy.errors import PolicyError
+from privsep import agentview, caller, ctlagent, ctlaudit, ctlmetrics, ctlpolicy, ctlreload, kernelview
 from privsep.version import VERSION
 from protocol.commands import BY_NAME, COMMANDS, PEER_LEVEL
 
@@ -49,26 +44,24 @@ def parser() -> argparse.ArgumentParser:
 
     status = add("status", run_status, "show the agent's processes as the kernel sees them")
     check = add("selfcheck", run_selfcheck, "compare the agent's processes with the privilege table")
-    for made in (status, check):
+    reload = add(
+        "reload", run_reload, "check the agent's policy files, have it read them again, and say how that ended"
+    )
+    reload.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=ctlreload.LIMIT, help="for the answer (default 30)"
+    )
+    for made in (status, check, reload):
         made.add_argument("--json", action="store_true", help="for programs")
     audit = add("audit", run_audit, "show the audit trail: what was done for the host, and what was refused")
     ctlaudit.options(audit)
     metrics = add("metrics", run_metrics, "print what the agent has counted, as a Prometheus text file")
     metrics.add_argument("--output", metavar="FILE", help="write it there, atomically, instead")
-    for made in (call, status, check, audit, metrics):
+    for made in (call, status, check, reload, audit, metrics):
         made.add_argument("--rundir", metavar="DIR", help="the agent's runtime directory (default: the usual one)")
 
-    add("profiles", run_profiles, "list the built-in policy profiles")
-    policy = sub.add_parser("policy", help="read a policy", description="Read a policy.")
-    policies = policy.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
-    show = add("show", run_show, "list what a policy allows", policies)
-    show.add_argument("--blocked", action="store_true", help="list what it does not allow instead")
-    explain = add("explain", run_explain, "say which rule decides about a command", policies)
-    explain.add_argument("name", metavar="NAME", help="the protocol's command")
-    for made in (show, explain):
-        made.add_argument("--policy", metavar="NAME|FILE", help="a profile or a file (default: the installed policy)")
-    checked = add("check", run_check, "say whether a policy file is right", policies)
-    checked.add_argument("policy", metavar="FILE|NAME", nargs="?", help="(default: the installed policy)")
+    profiles = add("profiles", ctlpolicy.run_profiles, "list the built-in policy profiles")
+    profiles.add_argument("--json", action="store_true", help="for programs")
+    ctlpolicy.options(add, sub)
 
     add("commands", run_commands, "list the protocol's commands")
     add("version", run_version, "print the version")
@@ -80,8 +73,16 @@ def main(words: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except (Failure, PolicyError, kernelview.NoAgent, caller.CallError, ctlaudit.AuditError) as e:
-        print(f"privsep-gactl: {e}", file=sys.stderr)
+    except (
+        Failure,
+        PolicyError,
+        kernelview.NoAgent,
+        caller.CallError,
+        ctlaudit.AuditError,
+        ctlpolicy.Wrong,
+        ctlreload.ReloadError,
+    ) as e:
+        print("\n".join(f"privsep-gactl: {line}" for line in str(e).split("\n")), file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -92,31 +93,15 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> tuple[str, kernelview.Report]:
-    directory = options.rundir
-    if directory is None:
-        # The environment of this program is not the agent's: its RUNTIME_DIRECTORY, if any, is somebody else's.
-        environ = {k: v for k, v in os.environ.items() if k != "RUNTIME_DIRECTORY"}
-        directory = runtime_dir("/var/run", os.geteuid(), environ)
-    return kernelview.find(directory)
+    return ctlagent.report(options.rundir)
 
 
 def _socket_of(options: argparse.Namespace) -> str:
     """The unix socket that the running agent was told to listen on, by its own command line."""
-    from privsep.cli import Stop, command_line
-    from privsep.config import ConfigError
-
     _, report = _report(options)
-    pid = report.processes["supervisor"]
     try:
-        base = Path(f"/proc/{pid}")
-        words = (base / "cmdline").read_bytes().split(b"\0")[:-1]
-        pairs = os.fsdecode((base / "environ").read_bytes()).split("\0")
-        environ = dict(p.split("=", 1) for p in pairs if "=" in p)
-        place = os.readlink(f"/proc/{pid}/cwd")
-        # The interpreter and its options come first; ours begin after the program's own name.
-        first = next(n for n, w in enumerate(words) if n and not w.startswith(b"-"))
-        config = command_line([os.fsdecode(w) for w in words[first + 1 :]], "", environ)
-    except (OSError, StopIteration, Stop, ConfigError) as e:
+        config, place = ctlagent.config_of(report.processes["supervisor"])
+    except ctlagent.Unknown as e:
         raise Failure(f"cannot tell the agent's socket ({e}): give --socket") from None
     if config.method != "unix-listen" or config.path is None:
         raise Failure(f"the running agent serves {config.method}, not a unix socket: give --socket")
@@ -153,6 +138,15 @@ def run_selfcheck(options: argparse.Namespace) -> int:
     return agentview.selfcheck(*_report(options), as_json=options.json)
 
 
+def run_reload(options: argparse.Namespace) -> int:
+    _, report = ctlreload.reload(options.rundir, options.timeout)
+    if options.json:
+        print(json.dumps(ctlreload.as_plain(report), indent=2))
+    else:
+        print("\n".join(ctlreload.lines(report)))
+    return 0 if report.result in ("applied", "deferred") else 1
+
+
 def run_audit(options: argparse.Namespace) -> int:
     sink = ""
     if not options.file and not options.journal:
@@ -185,38 +179,7 @@ def run_metrics(options: argparse.Namespace) -> int:
     return status
 
 
-# -- policies and tables
-
-
-def run_profiles(_: argparse.Namespace) -> int:
-    agentview.print_table([[name, row[0]] for name, row in PROFILES.items()])
-    return 0
-
-
-def _policy(name: str | None) -> Policy:
-    return choose(name)
-
-
-def run_show(options: argparse.Namespace) -> int:
-    policy = _policy(options.policy)
-    for command in COMMANDS:
-        if policy.allows(command.name) != options.blocked:
-            print(command.name)
-    return 0
-
-
-def run_explain(options: argparse.Namespace) -> int:
-    if options.name not in BY_NAME:
-        raise Failure(f"unknown command '{options.name}'{nearest(options.name, BY_NAME)}")
-    policy = _policy(options.policy)
-    print(f"{options.name}: {policy.why(options.name)}")
-    return 0 if policy.allows(options.name) else 1
-
-
-def run_check(options: argparse.Namespace) -> int:
-    policy = _policy(options.policy)
-    print(f"{policy.name}: right; allows {len(policy.allowed)} of {len(COMMANDS)} commands")
-    return 0
+# -- tables
 
 
 def run_commands(_: argparse.Namespace) -> int:

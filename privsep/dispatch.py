@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import _socket
 import os
+import select
 import sys
 
 from privsep import blob, frame
+from privsep.codec import pack
 from privsep.domains import BY_NAME as DOMAIN
 from privsep.domains import Domain
 from protocol.commands import Command, verbs_of
@@ -32,6 +34,7 @@ UP: Final = "up"
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 _FD_SPACE: Final = _socket.CMSG_SPACE(8)  # for two, so that a second one is seen and not just lost
 
+_HEAD: Final = b"\0\x93"  # a frame in one datagram; an array of three
 _SMALL: Final = 4096  # bytes that are quicker copied than viewed
 # Where every datagram is received; what is kept of it is copied by the codec.
 _buffer: Final = bytearray(frame.DATAGRAM)
@@ -43,7 +46,8 @@ class Link:
 
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
-        "unread", "absent", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint", "_bulky",
+        "unread", "absent", "stays", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint",
+        "usual", "tail", "_bulky", "_head", "_window",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -59,7 +63,12 @@ class Link:
         self.used_at = 0.0
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
+        self.stays = False  # it was started before anybody asked, and does not leave when it is idle
         self.absent = False  # it is to be told that the host has gone
+        self.usual: list[tuple[int, int]] = []  # what poll says when there is a reply, and nothing else anywhere
+        self.tail: bytes | None = None  # the last reply from behind its number, where that may be of use
+        self._window: blob.Memory | None = None  # the memory that its worker keeps for bulk data
+        self._head = b""  # what stands before that in the reply to a request that `hop` sent
         self.moved: Request | None = None  # one that was unread before
         self._assembler = frame.Assembler(walk=False)
         self._unsent: list[bytes | frame.Pieces] = []
@@ -79,6 +88,7 @@ class Link:
         socket.setblocking(False)
         self.socket = socket
         self.fd = socket.fileno()
+        self.usual = [(self.fd, select.POLLIN)]
         self.watched = 0
         self.state = UP
         self.used_at = now
@@ -105,6 +115,7 @@ class Link:
         assert command is not None
         self.current = request
         self.current_id = request.call = self._next_id()
+        self._head = b""
         self.used_at = now
         self.deadline = now + command.limit if command.limit else None
         arguments = request.arguments
@@ -119,6 +130,29 @@ class Link:
                 self.flush()
                 return
         self._send([self.current_id, self.verbs[command.name], arguments])
+
+    def hop(self, request: Request, now: float) -> bool:
+        """`push` for a remembered request (`Request.known`) to a worker that has nothing to do; False: it is not that simple."""
+        if self.current is not None or self.state != UP or self.queue or self._unsent or self._greeting or self._probe:
+            return False
+        known = request.known
+        assert known is not None and self.socket is not None
+        if known.asked is None:
+            assert request.command is not None
+            known.asked = pack(self.verbs[request.command.name]) + pack(request.arguments)
+        head = _HEAD + pack(self._next_id())
+        try:
+            self.socket.send(head + known.asked)
+        except OSError:  # `push` finds out
+            return False
+        assert request.command is not None
+        self.current = request
+        self.current_id = request.call = self._ids[0]
+        self._head = head
+        self.used_at = now
+        limit = request.command.limit
+        self.deadline = now + limit if limit else None
+        return True
 
     def gone(self, now: float) -> None:
         """Tell the worker, once it has done what it was asked, that the host has closed the channel."""
@@ -158,7 +192,8 @@ class Link:
                 part.sent()  # type: ignore[union-attr]
 
     def read(self, now: float) -> tuple[Request, bool, object] | None:
-        """One datagram: None when it completes no reply to a request, else (request, ok, value).
+        """One datagram: None when it completes no reply to a request, else (request, ok, value); the value is the request's
+        `Known` when it is the same reply as last time.
 
         Bulk members of the value are bytes or a Blob.  Raises EOFError when the worker is gone, ProtocolViolation when
         it broke the protocol."""
@@ -181,6 +216,18 @@ class Link:
         try:
             if not size:
                 raise EOFError
+            head = self._head
+            self.tail = None
+            if head and size <= _SMALL and _buffer.startswith(head):
+                self._head = b""
+                request = self.current
+                if request is not None and request.known is not None:
+                    self.tail = bytes(_view[len(head) : size])
+                    if self.tail == request.known.reply:
+                        self.current = None
+                        self.deadline = None
+                        self.used_at = now
+                        return request, True, request.known
             value = self._assembler.feed(_buffer[:size] if size <= _SMALL else _view[:size])
             if value is None:
                 return None
@@ -217,36 +264,42 @@ class Link:
         return request, ok, result
 
     def _attach(self, value: list[object], fd: int | None) -> None:
-        """Make a reply of four elements one of three: each member named in the fourth becomes its part of the memfd.
+        """Make a reply of five elements one of three: each member named in the fourth becomes its part of a memfd, the kept one
+        if the fifth says so.
 
         Owns `fd`, also when it raises ProtocolViolation."""
-        try:
-            if len(value) != 4:
-                raise ProtocolViolation("not a reply")
-            number, ok, result, names = value
-            request = self.current
-            if request is None or number != self.current_id or ok is not True or self._greeting:
-                raise ProtocolViolation("bulk data for nothing")
-            assert request.command is not None
-            gives = request.command.gives
-            if type(result) is not dict or type(names) is not list or not 0 < len(names) <= len(gives):
-                raise ProtocolViolation("not bulk data")
-            sizes: list[int] = []
-            for name in names:
-                if name not in gives or type(result.get(name)) is not int or names.count(name) != 1:
-                    raise ProtocolViolation("bulk data that the command does not have")
-                sizes.append(result[name])
-        except ProtocolViolation:
-            if fd is not None:
-                os.close(fd)
-            raise
-        for name, part in zip(names, blob.open_all(fd, sizes), strict=True):
+        memory: blob.Memory | None = None
+        kept = len(value) == 5 and value[4] is True
+        if fd is not None:
+            memory = blob.take(fd, kept=kept)
+        if len(value) != 5 or type(value[4]) is not bool:
+            raise ProtocolViolation("not a reply")
+        number, ok, result, names, _ = value
+        request = self.current
+        if request is None or number != self.current_id or ok is not True or self._greeting:
+            raise ProtocolViolation("bulk data for nothing")
+        assert request.command is not None
+        gives = request.command.gives
+        if type(result) is not dict or type(names) is not list or not 0 < len(names) <= len(gives):
+            raise ProtocolViolation("not bulk data")
+        sizes: list[int] = []
+        for name in names:
+            if name not in gives or type(result.get(name)) is not int or names.count(name) != 1:
+                raise ProtocolViolation("bulk data that the command does not have")
+            sizes.append(result[name])
+        if kept:
+            if memory is not None:
+                self._window = memory
+            memory = self._window
+        if memory is None:
+            raise ProtocolViolation("bulk data without a descriptor")
+        for name, part in zip(names, blob.parts(memory, sizes, kept=kept), strict=True):
             result[name] = part
-        del value[3]
+        del value[3:]
 
     def idle_at(self) -> float | None:
         """When to ask whether it may go."""
-        if self.state != UP or not self.row.idle or self.current is not None or self.queue or self._probe:
+        if self.state != UP or not self.row.idle or self.stays or self.current is not None or self.queue or self._probe:
             return None
         return self.used_at + self.row.idle
 
@@ -260,6 +313,8 @@ class Link:
             self.socket = None
             self.fd = -1
         self.state = DOWN
+        self._head = b""
+        self._window = None
         self._unsent.clear()
 
     def lost(self) -> Request | None:

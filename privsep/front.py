@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _HANGUP: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
 REFUSAL: Final = "the command is not allowed"
+PRELOAD_AFTER: Final = 0.3  # seconds from the start, or from a request, to the first worker that is started unasked
+PRELOAD_BETWEEN: Final = 0.1  # to the next
+PRELOAD_AGAIN: Final = 2.0  # from its death
 _LAST_WORDS: Final = 0.5  # seconds for what is still to be written when the supervisor ends us
 
 
@@ -71,6 +74,10 @@ class Front:
             host_name=lambda: os.uname().nodename or "localhost",
             counts=self._counts,
         )
+        self._session.sink = self._host.write
+        self._preload: list[str] = []  # domains whose workers are still to be started unasked
+        self._preload_at: float | None = None
+        self._stay(allowed, settings)
 
     # -- the loop
 
@@ -93,6 +100,13 @@ class Front:
                 data = host.read()
                 line = session.quick(data)
                 if line is None:
+                    request = session.hop(data)
+                    if request is None:
+                        break
+                    data = None
+                    if self._hop(request):
+                        continue
+                    ready = []
                     break
                 data = None
                 count = host.write(line)
@@ -125,6 +139,26 @@ class Front:
             if self._due is not None and now >= self._due:
                 self._timers(now)
 
+    def _hop(self, request: Request) -> bool:
+        """Ask the worker and wait while nothing else happens; False: the loop proper has to see to the rest."""
+        session = self._session
+        assert request.command is not None
+        link = self._links[request.command.domain]
+        now = time.monotonic()
+        if not link.hop(request, now):
+            session.calls.append(request)
+            return False
+        if link.deadline is not None:
+            self._remind(link.deadline)
+        left = None if self._due is None else max(0, int((self._due - now) * 1000) + 1)
+        if self._poll.poll(left) != link.usual:
+            return False
+        now = time.monotonic()
+        self._from_worker(link, select.POLLIN, now)
+        if session.output:
+            self._write(now)
+        return not (session.output or session.calls or session.sync_at is not None)
+
     def _remind(self, at: float) -> None:
         """See to it that `_timers` is called then.  A time that is not true any more costs one vain call."""
         if self._due is None or at < self._due:
@@ -147,6 +181,11 @@ class Front:
             host.look_at = None
         self._write(now)
         self._due = session.sync_at
+        if self._preload_at is not None:
+            if now >= self._preload_at:
+                self._preload_next()
+            else:
+                self._remind(self._preload_at)
         if host.look_at is not None:
             self._remind(host.look_at)
         for link in self._by_fd.values():
@@ -268,6 +307,32 @@ class Front:
 
     # -- workers
 
+    def _stay(self, allowed: frozenset[str], settings: dict[str, str]) -> None:
+        """Which workers are started unasked and stay, by policy: one after the other, when there is nothing else to do."""
+        wanted = settings.get("preload", "").split()
+        self._preload = [
+            name for name in wanted if name in self._links and allowed.intersection(self._links[name].verbs)
+        ]
+        for name, link in self._links.items():
+            link.stays = name in self._preload
+        self._later(PRELOAD_AFTER)
+
+    def _later(self, seconds: float) -> None:
+        if self._preload:
+            self._preload_at = time.monotonic() + seconds
+            self._remind(self._preload_at)
+
+    def _preload_next(self) -> None:
+        self._preload_at = None
+        if not self._session.idle:
+            self._later(PRELOAD_AFTER)
+            return
+        link = self._links[self._preload.pop(0)]
+        if link.state == dispatch.DOWN:
+            link.state = dispatch.ASKED
+            self._ask(wiring.START | NUMBER[link.row.name])
+        self._later(PRELOAD_BETWEEN)
+
     def _dispatch(self, now: float) -> None:
         session = self._session
         while session.calls:
@@ -306,11 +371,13 @@ class Front:
                     self._forget(fd)
                     return
                 if reply is not None:
-                    self._reply(reply, now)
-                    self._push(link, now)
-                idle_at = link.idle_at()
-                if idle_at is not None:
-                    self._remind(idle_at)
+                    self._reply(link, reply, now)
+                    if link.queue or link.absent:
+                        self._push(link, now)
+                if self._due is None or self._due > now + link.row.idle:
+                    idle_at = link.idle_at()
+                    if idle_at is not None:
+                        self._remind(idle_at)
         except EOFError:
             self._lost(link, fd, now)
         except ProtocolViolation as e:
@@ -318,11 +385,16 @@ class Front:
             self._ask(wiring.END | NUMBER[link.row.name])
             self._lost(link, fd, now)
 
-    def _reply(self, reply: tuple[Request, bool, object], now: float) -> None:
+    def _reply(self, link: dispatch.Link, reply: tuple[Request, bool, object], now: float) -> None:
         request, ok, value = reply
-        if ok:
+        known = request.known
+        if known is not None and value is known:
+            self._session.repeated(request, now)
+        elif ok:
             try:
                 self._session.answered(request, value, now)
+                if known is not None and not request.muted:
+                    known.reply = link.tail
             except (TypeError, ValueError, RecursionError):
                 self._failed(request, dispatch.nonsense(request), now)
                 assert request.command is not None
@@ -348,6 +420,9 @@ class Front:
         if link.queue and link.state == dispatch.DOWN:
             link.state = dispatch.ASKED
             self._ask(wiring.START | NUMBER[link.row.name])
+        elif link.stays and link.row.name not in self._preload:
+            self._preload.append(link.row.name)
+            self._later(PRELOAD_AGAIN)
 
     def _refuse(self, link: dispatch.Link, error: CommandError) -> None:
         """There is no worker to be had: fail what waits for it."""
@@ -402,6 +477,7 @@ class Front:
         os.close(fd)
         self._told.clear()
         self._session.adopt(allowed=allowed, refusal=settings.get("refusal", REFUSAL))
+        self._stay(allowed, settings)
         for link in self._links.values():
             link.moved = None  # a worker that makes room is no worker that does not work
             self._sift(link)

@@ -13,6 +13,7 @@ supervisor.
 from __future__ import annotations
 
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ _AGAIN: Final = 1.0  # seconds until one that failed is tried again
 class Holder:
     """`start` starts a row's process, `ended` is called when nothing is frozen any more, `changed` when the status differs.
 
-    auto_thaw seconds from a freeze to the thawer's deadline; 0: none
-    armed     fs has announced a freeze, and nobody has said that all is thawed
-    stopping  the agent is being stopped: nothing is started, nothing new is frozen"""
+    auto_thaw   seconds from a freeze to the thawer's deadline; 0: none
+    disconnect  the same from when the host has closed the channel; 0: no such rule
+    armed       fs has announced a freeze, and nobody has said that all is thawed
+    stopping    the agent is being stopped: nothing is started, nothing new is frozen"""
 
     __slots__ = (
-        "armed", "stopping", "auto_thaw", "_loop", "_log", "_children", "_board", "_runfiles", "_marker", "_privileged",
+        "armed", "stopping", "auto_thaw", "disconnect", "_loop", "_log", "_children", "_board", "_runfiles", "_marker", "_privileged",
         "_ledger", "_start", "_changed", "_ended", "_recovery",
     )  # fmt: skip
 
@@ -55,6 +57,7 @@ class Holder:
         board: Board,
         runfiles: RunFiles,
         auto_thaw: float,
+        disconnect: float,
         marker: Callable[[bool], None],
         privileged: bool,
         ledger: Ledger,
@@ -68,6 +71,7 @@ class Holder:
         self._board = board
         self._runfiles = runfiles
         self.auto_thaw = auto_thaw
+        self.disconnect = disconnect
         self._marker = marker
         self._privileged = privileged
         self._ledger = ledger
@@ -101,6 +105,14 @@ class Holder:
             self._loop.at("deadline", self.auto_thaw + _LATER, self._over)
         self._changed()
         return True
+
+    def shorten(self) -> None:
+        """The thawer's deadline is the one for a host that has gone; ours follows.  Never later than it was."""
+        due = self._loop.due("deadline")
+        sooner = time.monotonic() + self.disconnect + _LATER
+        if self.armed and self.disconnect > 0 and (due is None or sooner < due):
+            self._loop.at("deadline", self.disconnect + _LATER, self._over)
+            self._changed()
 
     def disarm(self) -> None:
         """Nothing is held any more."""

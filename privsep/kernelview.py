@@ -327,7 +327,7 @@ def differences(
     compare("Gid", process.status["Gid"], [str(gid)] * 4)
     compare("Groups", process.status["Groups"], [])
     # ALL is whatever the agent itself was given, which cannot be told from outside.
-    want = held if "ALL" in row.caps else row.mask(0)
+    want = row.mask(held)
     compare("effective", names(held), names(want))
     compare("permitted", names(process.mask("CapPrm")), names(want))
     compare("bounding", names(bound), names(want))

@@ -92,6 +92,10 @@ class KeyFile:
                 raise KeyFileError(f"line {number}: the value of '{key}' has the unknown escape '\\{piece[0]}'")
         return "".join(out)
 
+    def line(self, group: str, key: str) -> int:
+        """The line that the value comes from; 0: there is none."""
+        return self._groups.get(group.encode(), {}).get(key.encode(), (0, b""))[0]
+
     def get_bool(self, group: str, key: str) -> bool | None:
         """true, false, 1 or 0.  Raises KeyFileError for anything else."""
         found = self._groups.get(group.encode(), {}).get(key.encode())

@@ -1,9 +1,9 @@
 """The audit trail, where it ends: the supervisor takes the processes' records, stamps them and writes them to the one sink.
 
-Each process has a socket of its own (`outlet`), so a record is from whom it says.  Nobody waits: processes drop what their socket
-does not take, and what the sink does not take is dropped here; both are counted and said.  While file systems are frozen nothing
-is read, so nothing is written: the records stay in the sockets, which are memory of the kernel's, of fixed size, and outlive
-their process.
+Each process has a socket of its own (`spawn.outlet`), so a record is from whom it says.  Nobody waits: processes drop what their
+socket does not take, and what the sink does not take is dropped here; both are counted and said.  While file systems are
+frozen nothing is read, so nothing is written: the records stay in the sockets, which are memory of the kernel's, of fixed
+size, and outlive their process.
 
 A process that says more than `BUDGET` bytes in a second waits for the next one, so that the host, which makes the front refuse
 as often as it likes, fills no disk.
@@ -16,10 +16,10 @@ import select
 import time
 
 from policy.builtin import COMMANDS
-from privsep import spawn, wiring
+from privsep import spawn
 from privsep.audit import MASKABLE, MASKED, RECORD
 from privsep.auditrecord import as_text, event, stamped
-from privsep.auditsink import JOURNAL, LOG, open_sink
+from privsep.auditsink import JOURNAL, LOG, SinkError, open_sink
 from privsep.counters import Page
 from privsep.log import printable
 from protocol import tally
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from policy.model import Policy
     from privsep.auditrecord import Record
+    from privsep.auditsink import Sink
     from privsep.log import Log
     from privsep.loop import Loop
     from privsep.wiring import Socket
@@ -57,14 +58,13 @@ class _Source:
 class Ledger:
     """`listen` has it take what there is whenever there is something; while `held` nothing is written.
 
-    to      the sink, see privsep/auditsink.py
-    policy  the one in force
+    policy  the one in force, which says what the sink is
     """
 
-    def __init__(self, *, to: str, log: Log, policy: Policy) -> None:
+    def __init__(self, *, log: Log, policy: Policy) -> None:
         """Raises auditsink.SinkError."""
         self._log = log
-        self._sink = open_sink(to, log)
+        self._sink: Sink = open_sink(to_of(policy), log)
         self.held = False
         self._loop: Loop | None = None
         self._policy = policy
@@ -119,8 +119,10 @@ class Ledger:
             page.fd = spawn.above(page.fd)
         return page
 
-    def adopt(self, policy: Policy) -> None:
-        """Another policy is in force from now on; refusals until now were by the rules of the one before."""
+    def adopt(self, policy: Policy) -> list[str]:
+        """Another policy is in force from now on; refusals until now were by the rules of the one before.
+
+        Not called while file systems are frozen.  What there is to say: a new sink that cannot be had leaves the old one."""
         for place, command in enumerate(COMMANDS):
             rule = self._policy.about(command)
             if rule == policy.about(command):
@@ -130,8 +132,16 @@ class Ledger:
             count -= sum(n for c, n, _ in self._settled if c == command)
             if count > 0:
                 self._settled.append((command, count, rule))
+        self.take()
+        notes = []
+        if to_of(policy) != to_of(self._policy):
+            try:
+                self._sink = open_sink(to_of(policy), self._log)
+            except SinkError as e:
+                notes.append(f"audit records go to {self._sink.name} as before: {e}")
         self._policy = policy
         self._event("policy", policy.name)
+        return notes
 
     def _about(self, command: str, rule: str) -> tuple[str, str]:
         """(rule id, origin); `rule` "": the one about the command as such."""
@@ -250,13 +260,11 @@ class Ledger:
         return True
 
 
+def to_of(policy: Policy) -> str:
+    """Where a policy wants the records (privsep/auditsink.py)."""
+    return policy.more.get("audit-to", "")
+
+
 def _words(rule: tuple[str, str]) -> str:
     """An id, which has no blank in it, and an origin, which may."""
     return f"{printable(rule[0]).replace(' ', '_')} {printable(rule[1])}"
-
-
-def outlet() -> tuple[Socket, int]:
-    """Our end and a process's end, which it need not make non-blocking itself, of a socket for records."""
-    ours, theirs = wiring.pair()
-    theirs.setblocking(False)
-    return ours, spawn.above(theirs.detach())

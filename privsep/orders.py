@@ -39,6 +39,11 @@ class Orders:
         return float(self.policy.auto_thaw)
 
     @property
+    def disconnect(self) -> float:
+        """Seconds from when the host has closed the channel; 0: no such rule."""
+        return float(self.policy.disconnect)
+
+    @property
     def hook_limit(self) -> float:
         return float(self.policy.hook_limit)
 

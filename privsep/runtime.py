@@ -144,6 +144,7 @@ class Worker:
         self._front_fd = -1
         self._assembler = frame.Assembler()
         self._greeted = False
+        self._window_sent = False  # this front has the memory that is kept for bulk data
         self._told: set[tuple[str, str]] = set()
         self._last = 0  # the id of the latest request on this socket: the next one's is larger
         self._unconfirmed: dict[int, Command] = {}
@@ -247,6 +248,7 @@ class Worker:
             self._front_fd = fd
             self._assembler = frame.Assembler()
             self._greeted = False
+            self._window_sent = False
             self._last = 0
             self._unconfirmed.clear()
         else:
@@ -329,7 +331,9 @@ class Worker:
                 raise Refused(disabled.desc, disabled.kind)
             if bulk is not None:
                 arguments[command.takes] = ""  # it is text; what is in it is the handler's to judge
-            arguments = checked = check_arguments(command.args, arguments)
+            if arguments or command.args:
+                arguments = check_arguments(command.args, arguments)
+            checked = arguments
             if command.takes:
                 taken = (len(checked.get(command.takes, "")) if bulk is None else bulk.size) * 3 // 4  # type: ignore[arg-type]
             if bulk is not None:
@@ -435,8 +439,8 @@ class Worker:
         """A reply whose bulk members, raw bytes until here, go into a memfd when they are large."""
         assert self._front is not None and isinstance(value, dict)
         members = [name for name in command.gives if name in value]
-        made: blob.Sealed | None = None
-        if len(members) == 1 and isinstance(value[members[0]], blob.Sealed):
+        made: blob.Sealed | blob.Kept | None = None
+        if len(members) == 1 and isinstance(value[members[0]], (blob.Sealed, blob.Kept)):
             made = value[members[0]]
             value[members[0]] = made.size
         elif sum(len(value[name]) for name in members) > frame.INLINE:
@@ -450,13 +454,21 @@ class Worker:
         if made is None:
             self._reply(number, True, value)
             return
+        kept = isinstance(made, blob.Kept)
+        (part,) = frame.encode([number, True, value, members, kept])
         try:
-            (part,) = frame.encode([number, True, value, members])
-            wiring.send_fd(self._front, part, made.fd)
+            if isinstance(made, blob.Sealed):
+                wiring.send_fd(self._front, part, made.fd)
+            elif self._window_sent:
+                self._front.send(part)
+            else:
+                self._window_sent = True
+                wiring.send_fd(self._front, part, blob.window().fd)
         except OSError:
-            pass
+            pass  # the front is gone; the end of file that follows says so
         finally:
-            os.close(made.fd)
+            if isinstance(made, blob.Sealed):
+                os.close(made.fd)
 
 
 def _bulk_bytes(command: Command, value: object) -> int:
@@ -466,5 +478,5 @@ def _bulk_bytes(command: Command, value: object) -> int:
         for name in command.gives:
             member = value.get(name)
             if member is not None:
-                total += member.size if isinstance(member, blob.Sealed) else len(member)
+                total += member.size if isinstance(member, (blob.Sealed, blob.Kept)) else len(member)
     return total

@@ -161,7 +161,7 @@ def _supervise(
 
     _granted(orders.rows)
     try:
-        ledger = Ledger(to=orders.policy.more.get("audit-to", ""), log=log, policy=orders.policy)
+        ledger = Ledger(log=log, policy=orders.policy)
     except SinkError as e:
         raise StartError(str(e)) from None
     supervisor = Supervisor(

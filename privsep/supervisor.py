@@ -39,7 +39,6 @@ from privsep.domains import (
 )
 from privsep.frontlog import FrontLog
 from privsep.holder import Holder
-from privsep.ledger import outlet
 from privsep.loop import Loop
 from privsep.notify import Notifier
 from privsep.orders import APPLIED, RESTART_NEEDED, narrower
@@ -138,6 +137,7 @@ class Supervisor:
             board=self.board,
             runfiles=runfiles,
             auto_thaw=orders.auto_thaw,
+            disconnect=orders.disconnect,
             marker=marker,
             privileged=self._privileged,
             ledger=ledger,
@@ -281,7 +281,7 @@ class Supervisor:
             self._ledger.watch(name, early.pid, early.audit)
             return True
         ours, theirs = wiring.pair()
-        audit, their_audit = outlet()
+        audit, their_audit = spawn.outlet()
         policy = spawn.above(orders.sealed(name, settings))
         control = spawn.above(theirs.detach())
         try:
@@ -370,6 +370,8 @@ class Supervisor:
         elif name == "thawer" and byte == wiring.KILL_FS:
             self._log.warning("the freeze lapsed: the fs worker is ended")
             self.children["fs"].kill()
+        elif name == "thawer" and byte == wiring.SHORTENED:
+            self._holder.shorten()
         elif name == "thawer" and byte == wiring.THAWED:
             self._holder.disarm()
             child.tell(wiring.THAWED)
@@ -571,10 +573,8 @@ class Supervisor:
         gone = [self._gone(row) for row in DOMAINS if row.name in orders.rows]
         if any(gone):
             return RESTART_NEEDED, [line for line in gone if line]
-        if policy.more.get("audit-to") != self._orders.policy.more.get("audit-to"):
-            notes.append("[audit] to has changed: that takes effect when the agent is restarted")
         self._orders = orders
-        self._ledger.adopt(policy)
+        notes += self._ledger.adopt(policy)
         self._settled = False
         self._settle()
         front = self.children["front"]
@@ -602,7 +602,7 @@ class Supervisor:
             return self._orders
         if self._freezing_orders is not self._orders and not self._freezing():
             self._freezing_orders = self._orders
-            self._holder.auto_thaw = self._orders.auto_thaw
+            self._holder.auto_thaw, self._holder.disconnect = self._orders.auto_thaw, self._orders.disconnect
         return self._freezing_orders
 
     def _freezing(self) -> bool:

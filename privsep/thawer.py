@@ -372,6 +372,7 @@ class Thawer:
         deadline = time.monotonic() + seconds
         if self._deadline is None or deadline < self._deadline:
             self._deadline, self._seconds = deadline, seconds
+            self._tell(wiring.SHORTENED)
 
     def _hold(self, cycle: int, first: int, count: int, fds: list[int]) -> None:
         if self._phase == wire.PHASE_LAPSING:

@@ -39,6 +39,7 @@ ARM: Final = b"A"
 ARM_WITHOUT_MARKER: Final = b"a"
 KILL_FS: Final = b"K"
 THAWED: Final = b"T"
+SHORTENED: Final = b"D"
 
 TAG_LISTENER: Final = b"L"
 TAG_DEVICE: Final = b"D"

@@ -234,6 +234,16 @@ def fits(kind: object) -> Callable[[object], bool]:
     return made
 
 
+def has_floats(kind: object) -> bool:
+    """Whether a value of the type may have a float in it, whose text is not the C encoder's."""
+    match kind:
+        case ListOf():
+            return has_floats(kind.item)
+        case Struct():
+            return any(has_floats(m.type) for m in kind.members)
+    return kind == "number"
+
+
 def _fits(kind: object) -> type | Callable[[object], bool]:
     """A type where nothing else is to be looked at."""
     match kind:

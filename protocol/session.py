@@ -34,7 +34,7 @@ from protocol import base64, tally, wire
 from protocol.commands import BY_NAME, COMMANDS, Command
 from protocol.dialect import ParseError, Parser, Value
 from protocol.errors import CommandError
-from protocol.schema import check_arguments, fits
+from protocol.schema import check_arguments, fits, has_floats
 from protocol.text import LongText, settle
 
 TYPE_CHECKING = False
@@ -71,7 +71,9 @@ _DIGITS: Final = 18  # of a sync's number, at most: those that are surely an int
 class Request:
     """One request that stands in the queue or is with a worker."""
 
-    __slots__ = ("command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason")
+    __slots__ = (
+        "command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason", "known",
+    )  # fmt: skip
 
     def __init__(self, like: Request | None = None) -> None:
         """A new one; with the command and the arguments of another, which have been checked."""
@@ -85,12 +87,30 @@ class Request:
         self.call = 0  # the number under which its worker knows it
         self.checked = False  # the arguments were
         self.reason = ""  # why it was refused: POLICY or FROZEN
+        self.known: Known | None = None
         if like is not None:
             self.command = like.command
             self.arguments = like.arguments
             self.id = like.id
             self.has_id = like.has_id
             self.checked = True
+            self.known = like.known
+
+
+class Known:
+    """What is the same each time a request is asked with the same bytes.
+
+    asked   its frame for the worker from behind the number, None until it was made
+    reply   the worker's last reply from behind the number, None when it is not worth keeping
+    line    what the host was told then, and is told again when the same reply comes
+    """
+
+    __slots__ = ("asked", "reply", "line")
+
+    def __init__(self) -> None:
+        self.asked: bytes | None = None
+        self.reply: bytes | None = None
+        self.line = b""
 
 
 class Session:
@@ -131,6 +151,7 @@ class Session:
         self._parser = Parser(long_text=True)
         self._queue: list[Request] = []
         self.sync_at: float | None = None  # when the first sync in the queue may overtake
+        self.sink: Callable[[bytes], int] | None = None  # writes to the channel and says how much it took
         self._info: dict[bool, bytes] = {}
         self._unconfirmed: list[tuple[int, Request]] = []  # (position in the output stream, request)
         self._position = 0  # bytes of output ever made, less those in `output`
@@ -139,7 +160,8 @@ class Session:
         self._resting = True  # the parser is between requests, as at the start
         self._seen: dict[bytes, Request] = {}  # whole requests: what they are
         self._known: dict[bytes, tuple[Answer, int]] = {}  # whole requests: what is answered, and where that is counted
-        self._declared: dict[str, Callable[[object], bool]] = {}  # what a reply to a command is
+        # What a reply to a command is, and whether it is simple to write (protocol/wire.py).
+        self._declared: dict[str, tuple[Callable[[object], bool], bool]] = {}
         # Syncs without their number: their replies without it, and where they are counted.
         self._syncs: dict[bytes, tuple[tuple[bytes, bytes], int]] = {}
 
@@ -194,6 +216,24 @@ class Session:
                     self._counts[around[1]] += 1
                     return digits.join(around[0])
         return None
+
+    def hop(self, data: bytes) -> Request | None:
+        """The request, in the queue and called, if `data` is one for a worker that was remembered and nothing stands before it.
+
+        The caller gives it to its worker.  None: `receive` it."""
+        if self._queue or self.output or not self._resting or self._frozen():
+            return None
+        seen = self._seen.get(data)
+        if seen is None or seen.known is None:
+            return None
+        command = seen.command
+        assert command is not None
+        if command.domain == "front" or command.name not in self._allowed:
+            return None
+        request = Request(seen)
+        request.called = True
+        self._queue.append(request)
+        return request
 
     def receive(self, data: bytes, now: float) -> None:
         alone = self._resting and not self._queue
@@ -250,8 +290,9 @@ class Session:
             return
         declared = self._declared.get(command.name)
         if declared is None:
-            declared = self._declared[command.name] = fits(command.returns)
-        if not declared(value):
+            declared = self._declared[command.name] = fits(command.returns), not has_floats(command.returns)
+        check, simple = declared
+        if not check(value):
             if gives:
                 _close_all(value)
             raise ValueError("it is not what the command returns")
@@ -261,13 +302,25 @@ class Session:
             except (TypeError, ValueError):
                 _close_all(value)
                 raise
-            if pieces is not None:
+            if type(pieces) is list:
                 self._stream, self._streamed = pieces, 0
                 self._pour(now)
                 return
+            line = pieces if type(pieces) is bytes else wire.success(value, *self._id_of(request))
+        elif command.replies:
+            line = wire.success(value, *self._id_of(request), simple=simple)
         if command.replies:
-            self._write(wire.success(value, *self._id_of(request)))
+            if request.known is not None:
+                request.known.line = line
+            self._write(line)
         self._finished(request, now)
+
+    def repeated(self, request: Request, now: float) -> None:
+        """The worker's answer is, to the byte, the one that it gave to the same request last (`Known`)."""
+        assert request.known is not None
+        if not request.muted:
+            self._write(request.known.line)
+            self._finished(request, now)
 
     def failed(self, request: Request, error: CommandError, now: float) -> None:
         if not request.muted:
@@ -310,7 +363,14 @@ class Session:
                 output += piece
             else:
                 part = piece.read(self._streamed, min(base64.PIECE, piece.size - self._streamed))  # type: ignore[union-attr]
-                output += base64.encode(part)
+                text = base64.encode(part)
+                if output or self.sink is None:
+                    output += text
+                else:  # straight to the channel, past one copy
+                    count = self.sink(text)
+                    self._position += count
+                    if count < len(text):
+                        output += memoryview(text)[count:]
                 self._streamed += len(part)
                 if self._streamed < piece.size:  # type: ignore[union-attr]
                     continue
@@ -336,6 +396,9 @@ class Session:
             except CommandError:
                 return
             request.checked = True
+            command = request.command
+            if command.replies and not (request.has_id or command.takes or command.confirm):
+                request.known = Known()
             if len(self._seen) >= _REMEMBERED:
                 del self._seen[next(iter(self._seen))]
             self._seen[data] = request

@@ -147,31 +147,34 @@ def _walk(value: object) -> str:
     return "".join(out)
 
 
-def encode(value: object) -> bytes:
-    """The value as the peer writes it."""
+def encode(value: object, simple: bool = False) -> bytes:
+    """The value as the peer writes it.  `simple`: it is known to have nothing in it but objects, lists, strings, integers and
+    booleans, and not to be nested without end."""
     if type(value) is int:
         return b"%d" % value
-    if _is_simple(value):
+    if simple or _is_simple(value):
         made = "".join(_encoder(value, 0))
         if "\\u" not in made and "\x7f" not in made:
             return made.encode("ascii")
     return _walk(value).encode("ascii")
 
 
-def success(value: object, id: object = ABSENT) -> bytes:
-    """The line for a command that succeeded."""
+def success(value: object, id: object = ABSENT, *, simple: bool = False) -> bytes:
+    """The line for a command that succeeded.  `simple` is `encode`'s."""
     if id is ABSENT:
         if value == {}:
             return _PONG
-        return b'{"return": ' + encode(value) + b"}\n"
+        return b'{"return": ' + encode(value, simple) + b"}\n"
     return b'{"return": ' + encode(value) + b', "id": ' + encode(id) + b"}\n"
 
 
-def with_bulk(value: dict[str, object], bulk: tuple[str, ...], id: object = ABSENT) -> list[bytes | Payload] | None:
-    """The line for a command that succeeded, in pieces: text, and between its parts what is to be written as base64.
+def with_bulk(
+    value: dict[str, object], bulk: tuple[str, ...], id: object = ABSENT
+) -> bytes | list[bytes | Payload] | None:
+    """The line for a command that succeeded, the members named in `bulk` as base64: they are bytes or a Payload.
 
-    Those are the members named in `bulk`, bytes or a Payload; small ones are part of the text.  None when the value
-    has none of them.  Raises TypeError and ValueError for other types."""
+    With a Payload in it in pieces: text, and the Payload between its parts.  None when the value has none of the members.
+    Raises TypeError and ValueError for other types."""
     if not any(name in value for name in bulk):
         return None
     pieces: list[bytes | Payload] = []
@@ -183,14 +186,16 @@ def with_bulk(value: dict[str, object], bulk: tuple[str, ...], id: object = ABSE
         if name not in bulk:
             text += encode(member)
         elif type(member) is bytes:
-            pieces += (text + b'"', base64.encode(member))
-            text = b'"'
+            text += b'"' + base64.encode(member) + b'"'
         elif hasattr(member, "read"):
             pieces += (text + b'"', member)  # type: ignore[arg-type]
             text = b'"'
         else:
             raise TypeError("bulk data of another type")
-    pieces.append(text + (b"}}\n" if id is ABSENT else b'}, "id": ' + encode(id) + b"}\n"))
+    text += b"}}\n" if id is ABSENT else b'}, "id": ' + encode(id) + b"}\n"
+    if not pieces:
+        return text
+    pieces.append(text)
     return pieces
 
 

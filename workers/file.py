@@ -100,7 +100,8 @@ class Table:
 
 
 def prepare(ctx: Context) -> None:
-    """Opens the state folder while its row's walls are not up yet."""
+    """Opens the state folder, and makes the memory for bulk data, while its row's walls are not up yet."""
+    blob.window()
     ctx.state.__dict__["files"] = Table(ctx)
 
 
@@ -361,8 +362,26 @@ def _flush(file: OpenFile) -> None:
         del file.pending[:done]
 
 
-def _read_large(fd: int, count: int) -> tuple[blob.Sealed, bool]:
-    """The same into a memfd, past this process's memory.  Raises OSError.
+def _read_large(fd: int, count: int) -> tuple[blob.Sealed | blob.Kept, bool]:
+    """The same into memory that the front can read.  Raises OSError."""
+    if count > blob.KEPT:
+        return _read_largest(fd, count)
+    view = blob.window().view
+    size, eof = 0, False
+    while size < count and not eof:
+        try:
+            got = os.readv(fd, (view[size:count],))
+        except OSError:
+            if not size:
+                raise
+            break  # told by the next read, if it still is so then
+        size += got
+        eof = not got
+    return blob.Kept(size), eof
+
+
+def _read_largest(fd: int, count: int) -> tuple[blob.Sealed, bool]:
+    """The same into a memfd of its own, past this process's memory.  Raises OSError.
 
     sendfile(2) copies once; what it does not read from (fifos, terminals, much of /proc: EINVAL) is read in pieces."""
     memory = blob.create()

@@ -44,6 +44,13 @@ def make_plan(ctx: Context, mounts: list[Mount], wanted: list[str] | None) -> Pl
     planned = draw_plan(ctx, mounts, wanted)
     for mount in planned.unreachable:
         ctx.log.warning(f"{mount.point} ({mount.major}:{mount.minor}) cannot be reached, so it is not frozen")
+    # A volume that is suspended, for a snapshot of the guest's own say, is frozen by device-mapper: FIFREEZE would be EBUSY, as
+    # for whatever somebody else froze, but the sync before it would wait for the resume, and nobody could call it off.
+    sysfs = Sysfs(ctx.root)
+    for level in planned.levels:
+        for target in [t for t in level if any(map(sysfs.suspended, sysfs.members(t.candidates[0])))]:
+            ctx.log.info(f"{target.candidates[0].point} is not frozen: device-mapper has suspended its device")
+            level.remove(target)
     return planned
 
 

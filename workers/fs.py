@@ -336,6 +336,7 @@ def _freeze_all(ctx: Context, command: str, wanted: list[str] | None) -> int:
         _undo(ctx, own, armed)
         return 0
     own.frozen = True
+    own.since = time.monotonic()
     own.confirm = (command, COMMIT, cycle)
     names = ", ".join(i.mount.point for i in own.items if i.errno == 0)
     limit = f"for at most {seconds} s" if seconds else "without a time limit"
@@ -365,15 +366,16 @@ def guest_fsfreeze_thaw(ctx: Context) -> int:
         answer = link_of(own, THAW_LIMIT).thaw(lower=ctx.board is not None and ctx.board.frozen)
     except thawwire.ThawerLost as e:
         thawer_lost(ctx, own, str(e))
+    thawed = answer.results.count(thawwire.RESULT_HELD)
+    if thawed:
+        # One that was taken over: since its freeze was asked for.
+        ctx.log.info(f"thawed {thawed}, held for {time.monotonic() - (own.since or answer.cycle / 1e9):.3f} s")
     lost = [i.mount.point for i, r in zip(own.items, answer.results, strict=False) if r == thawwire.RESULT_LOST]
     own.forget()
     state = read(own)
     lapse = state.lapse
     if lapse is None and answer.reason:
         lapse = Lapse(answer.cycle, answer.seconds, thawwire.REASONS[answer.reason])
-    thawed = answer.results.count(thawwire.RESULT_HELD)
-    if thawed:
-        ctx.log.info(f"thawed {thawed}, {(time.monotonic_ns() - answer.cycle) / 1e9:.3f} s after the freeze began")
     needless = not answer.results and lapse is None
     if needless:
         thawed = _thaw_leftovers(ctx, own)

@@ -65,12 +65,13 @@ class Own:
 
     items    descriptors of what this process froze; empty after a take-over
     frozen   a freeze is on, as far as we know
+    since    when it was complete (CLOCK_MONOTONIC, seconds), 0: it was taken over
     cycle    its number
     confirm  what the delivery of the last reply means: (command, COMMIT or TOLD, cycle)
     """
 
     __slots__ = (
-        "crew", "mountinfo", "rcu", "boot", "journal", "link", "hook", "hook_fd", "items", "frozen", "cycle", "confirm",
+        "crew", "mountinfo", "rcu", "boot", "journal", "link", "hook", "hook_fd", "items", "frozen", "since", "cycle", "confirm",
         "locked", "number", "begun",
     )  # fmt: skip
 
@@ -85,6 +86,7 @@ class Own:
         self.hook_fd = -1
         self.items: list[Item] = []
         self.frozen = False
+        self.since = 0.0
         self.cycle = 0
         self.confirm: tuple[str, str, int] | None = None
         self.locked = False
@@ -97,6 +99,7 @@ class Own:
             os.close(item.fd)
         self.items = []
         self.frozen = False
+        self.since = 0.0
 
 
 def journal_of(own: Own) -> Journal:

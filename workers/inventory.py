@@ -27,6 +27,7 @@ from protocol.errors import CommandError
 from workers.disks import BlockDevices
 from workers.mounts import Tree, block_device, parse_mountinfo, superblocks
 from workers.osrelease import PATHS, parse_os_release
+from workers.processors import Processors
 from workers.sizes import Surveyor, sizes_of
 from workers.statistics import parse_cpustats, parse_diskstats
 from workers.sysfs import numbered, read_page, read_whole
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     Reply = dict[str, object]
 
-_CPUS: Final = "/sys/devices/system/cpu"
 _MEMORY: Final = "/sys/devices/system/memory/"
 _UTMP: Final = ("/run/utmp", "/var/run/utmp")
 _SESSIONS: Final = "/run/systemd/sessions"
@@ -54,27 +54,10 @@ def prepare(ctx: Context) -> None:
 
 def guest_get_vcpus(ctx: Context) -> list[Reply]:
     """Each processor that the kernel knows.  One without an `online` file cannot be taken off line."""
-    try:
-        folder = os.open(ctx.root + _CPUS, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as e:
-        raise CommandError.from_errno(f"failed to list entries: {_CPUS}", e.errno or 0) from None
-    try:
-        cpus: list[Reply] = []
-        # By its path: of a descriptor listdir makes a copy, with three system calls more.
-        for number in numbered(os.listdir(ctx.root + _CPUS), "cpu"):
-            online, removable = True, True
-            try:
-                online = read_page(f"cpu{number}/online", folder)[:1] != b"0"
-            except FileNotFoundError:
-                removable = False
-            except OSError as e:
-                if e.errno == errno.ENODEV:
-                    continue  # unplugged meanwhile
-                raise CommandError.from_errno(f'pread("{_CPUS}/cpu{number}//online")', e.errno or 0) from None
-            cpus.append({"logical-id": number, "online": online, "can-offline": removable})
-        return cpus
-    finally:
-        os.close(folder)
+    known: Processors | None = ctx.state.__dict__.get("processors")
+    if known is None:
+        known = ctx.state.__dict__["processors"] = Processors(ctx.root)
+    return known.rows()
 
 
 def guest_get_memory_blocks(ctx: Context) -> list[Reply]:
@@ -228,22 +211,23 @@ def guest_get_osinfo(ctx: Context) -> Reply:
     told = os.environ.get("QGA_OS_RELEASE")
     for path in PATHS if told is None else (told,):
         try:
-            text = read_whole(ctx.root + path, 1 << 20)
+            return info | _os_release(ctx, path)
         except OSError:
             continue
-        return info | _os_release(ctx, path, text)
     return info
 
 
-def _os_release(ctx: Context, path: str, text: bytes) -> dict[str, str]:
-    """What the text says; it is asked for often and changes with an upgrade of the system."""
-    known: tuple[bytes, dict[str, str]] | None = ctx.state.__dict__.get("os_release")
-    if known is None or known[0] != text:
+def _os_release(ctx: Context, path: str) -> dict[str, str]:
+    """What the file says; it is asked for often and changes with an upgrade of the system.  Raises OSError."""
+    known: tuple[object, dict[str, str]] | None = ctx.state.__dict__.get("os_release")
+    stat = os.stat(ctx.root + path)
+    now = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if known is None or known[0] != now:
         try:
-            known = text, parse_os_release(text)
+            known = now, parse_os_release(read_whole(ctx.root + path, 1 << 20))
         except ValueError as e:
             ctx.log.warning(f"{path!a}: {e}")
-            known = text, {}
+            known = now, {}
         ctx.state.__dict__["os_release"] = known
     return known[1]
 

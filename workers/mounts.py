@@ -236,6 +236,13 @@ class Sysfs:
                 devices.append(number)
         return devices, files
 
+    def suspended(self, device: Device) -> bool:
+        """Whether device-mapper has suspended it: what is on it is frozen already, or waits for the resume."""
+        try:
+            return self._read(f"{self._root}/sys/dev/block/{device[0]}:{device[1]}/dm/suspended") == "1"
+        except OSError:
+            return False
+
     def members(self, mount: Mount) -> list[Device]:
         """The devices a superblock is on: one, or for btrfs all its members."""
         if mount.major != 0:

@@ -73,6 +73,7 @@ _O_CREAT: Final = 0o100
 _O_TRUNC: Final = 0o1000
 _AF_UNIX: Final = 1
 _SOL_SOCKET: Final = 1
+_SO_SNDBUF: Final = 7
 _FIONBIO: Final = 0x5421
 _TCGETS: Final = 0x5401
 _FIFREEZE: Final = 0xC0045877
@@ -242,7 +243,13 @@ FILTERS: Final = {
         (
             Call("newfstatat", "imports and tracebacks look for files", answer=EACCES),
             Call("accept4", "the host's connection on the listening socket that it was given"),
-            Call("fcntl", "takes bulk data in sealed memory only", Test(1, _F_GET_SEALS)),
+            Call(
+                "setsockopt",
+                "more of a reply fits into the connection",
+                Test(1, _SOL_SOCKET),
+                Test(2, _SO_SNDBUF),
+            ),
+            Call("fcntl", "takes bulk data in memory only", Test(1, _F_GET_SEALS)),
             Call("lseek", "takes bulk data of the announced size only"),
             Call("uname", "guest-get-host-name"),
             Call("clock_nanosleep", "at its end, while the host takes the last replies"),
@@ -386,6 +393,7 @@ FILTERS: Final = {
             Call("lseek", "guest-file-seek"),
             Call("renameat renameat2 rename", "the counter of handles is replaced at once"),
             Call("writev", "a write of several pieces"),
+            Call("readv", "bulk data goes to the front in memory that is kept"),
             Call("memfd_create sendfile", "bulk data goes to the front in sealed memory"),
             Call("fcntl", "bulk data goes to the front in sealed memory", Test(1, _F_ADD_SEALS)),
             Call("sendmsg", "bulk data goes to the front in sealed memory"),

@@ -60,12 +60,19 @@ def sealed(data: bytes, seals: int | None = None) -> int:
     return fd
 
 
+def kept(size: int = blob.KEPT, seals: int = blob._SIZED) -> int:
+    fd = os.memfd_create("t", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
 def test_a_memfd_arrives_as_a_blob(ends: tuple[dispatch.Link, Socket]) -> None:
     link, worker = ends
     number = ask(link)
     before = descriptors()
     fd = sealed(b"0123456789")
-    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"]])
+    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"], False])
     wiring.send_fd(worker, part, fd)
     os.close(fd)
     reply = link.read(0.0)
@@ -81,13 +88,65 @@ def test_a_memfd_arrives_as_a_blob(ends: tuple[dispatch.Link, Socket]) -> None:
 
 
 def test_two_streams_share_a_memfd() -> None:
-    one, two = blob.open_all(sealed(b"outerr"), [3, 3])
+    memory = blob.take(sealed(b"outerr"), kept=False)
+    one, two = blob.parts(memory, [3, 3], kept=False)
+    del memory
     before = descriptors()
     assert (one.read(0, 3), two.read(0, 3)) == (b"out", b"err")
     one.close()
     assert two.read(0, 3) == b"err"
     two.close()
     assert descriptors() == before - 1
+
+
+def test_memory_that_is_kept_is_read_again_and_again(ends: tuple[dispatch.Link, Socket]) -> None:
+    link, worker = ends
+    before = descriptors()
+    fd = kept()
+    for number, text in enumerate((b"first", b"the second", b"3rd")):
+        os.pwrite(fd, text, 0)
+        asked = ask(link)
+        value = {"count": len(text), "buf-b64": len(text), "eof": True}
+        (part,) = frame.encode([asked, True, value, ["buf-b64"], True])
+        if number:
+            worker.send(part)
+        else:
+            wiring.send_fd(worker, part, fd)
+        reply = link.read(0.0)
+        assert reply is not None and isinstance(reply[2], dict)
+        data = reply[2]["buf-b64"]
+        assert data.read(0, data.size) == text
+        data.close()
+    assert descriptors() == before + 2
+    os.close(fd)
+    link.close()
+    assert descriptors() <= before
+
+
+@pytest.mark.parametrize(
+    ("what", "make", "size"),
+    [
+        ("nothing", lambda: None, 10),
+        ("a regular file", lambda: _regular(), 10),
+        ("a pipe", lambda: os.pipe2(os.O_CLOEXEC)[0], 10),
+        ("more than is kept", lambda: kept(), blob.KEPT + 1),
+        ("may shrink", lambda: kept(seals=blob._SIZED & ~fcntl.F_SEAL_SHRINK), 10),
+        ("may be sealed otherwise", lambda: kept(seals=blob._SIZED & ~fcntl.F_SEAL_SEAL), 10),
+        ("too short", lambda: kept(size=blob.KEPT - 1), 10),
+    ],
+)
+def test_kept_memory_that_is_none_is_a_violation(
+    ends: tuple[dispatch.Link, Socket], what: str, make: object, size: int
+) -> None:
+    link, worker = ends
+    number = ask(link)
+    fd = make()  # type: ignore[operator]
+    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": size, "eof": True}, ["buf-b64"], True])
+    wiring.send_fd(worker, part, fd)
+    if fd is not None:
+        os.close(fd)
+    with pytest.raises(ProtocolViolation):
+        link.read(0.0)
 
 
 def _regular() -> int:
@@ -118,7 +177,7 @@ def test_another_descriptor_is_a_violation_and_is_closed(
     number = ask(link)
     fd = make()  # type: ignore[operator]
     before = descriptors() - (fd is not None)
-    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"]])
+    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"], False])
     wiring.send_fd(worker, part, fd)
     if fd is not None:
         os.close(fd)
@@ -133,7 +192,7 @@ def test_another_descriptor_is_a_violation_and_is_closed(
         ({"buf-b64": 10}, ["count"]),
         ({"buf-b64": 10}, []),
         ({"buf-b64": 10}, ["buf-b64", "buf-b64"]),
-        ({"buf-b64": 10}, [["buf-b64"]]),
+        ({"buf-b64": 10}, [["buf-b64"], False]),
         ({"buf-b64": 10}, "buf-b64"),
         ({"buf-b64": True}, ["buf-b64"]),
         ({"buf-b64": -10}, ["buf-b64"]),
@@ -148,7 +207,7 @@ def test_another_announcement_is_a_violation(ends: tuple[dispatch.Link, Socket],
     number = ask(link)
     fd = sealed(b"x" * 10)
     before = descriptors() - 1
-    (part,) = frame.encode([number, True, value, names])
+    (part,) = frame.encode([number, True, value, names, False])
     wiring.send_fd(worker, part, fd)
     os.close(fd)
     with pytest.raises(ProtocolViolation):
@@ -159,7 +218,10 @@ def test_another_announcement_is_a_violation(ends: tuple[dispatch.Link, Socket],
 def test_bulk_data_for_another_request_or_command_is_a_violation(ends: tuple[dispatch.Link, Socket]) -> None:
     link, worker = ends
     number = ask(link, "guest-file-close", handle=1)
-    for answer in ([number, True, {"buf-b64": 1}, ["buf-b64"]], [number + 1, True, {"buf-b64": 1}, ["buf-b64"]]):
+    for answer in (
+        [number, True, {"buf-b64": 1}, ["buf-b64"], False],
+        [number + 1, True, {"buf-b64": 1}, ["buf-b64"], False],
+    ):
         fd = sealed(b"x")
         wiring.send_fd(worker, frame.encode(answer)[0], fd)
         os.close(fd)
@@ -172,7 +234,7 @@ def test_two_descriptors_are_a_violation_and_one_too_many_is_closed(ends: tuple[
     number = ask(link)
     fds = [sealed(b"x"), sealed(b"y")]
     before = descriptors() - 2
-    data = frame.encode([number, True, {"buf-b64": 1}, ["buf-b64"]])[0]
+    data = frame.encode([number, True, {"buf-b64": 1}, ["buf-b64"], False])[0]
     worker.sendmsg(
         [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(f.to_bytes(4, sys.byteorder) for f in fds))]
     )

@@ -8,6 +8,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from privsep import kernelview
+from privsep import ctlreload, kernelview
 from privsep.crew import FIFREEZE
 from privsep.domains import CAPABILITIES
 from privsep.rundir import runtime_dir
@@ -520,3 +522,73 @@ def test_a_log_file_that_was_renamed_is_opened_anew(path: Path, tmp_path: Path) 
         assert os.readlink(f"/proc/{agent.process('inventory')}/fd/2") == str(log)
         os.kill(agent.process("front"), signal.SIGKILL)
         wait_for(lambda: "front ended by signal 9" in log.read_text(), what="the supervisor's own line")
+
+
+# -- privsep-gactl reload
+
+
+def gactl(agent: Reloading, *words: str) -> tuple[int, str]:
+    program = Path(sys.executable).parent / "privsep-gactl"
+    place = runtime_dir(agent.directory, os.geteuid(), {})
+    run = subprocess.run([program, *words, "--rundir", place], capture_output=True, text=True, timeout=60)
+    return run.returncode, run.stdout + run.stderr
+
+
+def test_the_tool_checks_asks_and_tells(path: Path) -> None:
+    with Reloading(path) as agent:
+        write(path, "guest-get-load")
+        assert gactl(agent, "reload") == (0, "the policy is in force\n")
+        assert "guest-get-load" in supported(agent)
+        status, text = gactl(agent, "reload", "--json")
+        assert (status, json.loads(text)["result"], json.loads(text)["number"]) == (0, "applied", 2)
+        path.write_text("[commands]\nallow = ['guest-pong']\nblock = ['guest-pang']\n")
+        status, text = gactl(agent, "reload")
+        assert status == 1 and f"{path}:2" in text and f"{path}:3" in text, "all errors at once"
+        assert agent.report().reloaded == 2, "the agent was left alone"
+        assert "guest-get-load" in supported(agent)
+
+
+@pytest.mark.root
+def test_the_tool_says_what_needs_a_restart_and_who_goes_on(path: Path, tmp_path: Path) -> None:
+    handles = ("guest-file-open", "guest-file-close")
+    write(path, *handles)
+    with Reloading(path) as agent:
+        agent.call("guest-file-open", path="/dev/null")
+        write(path, *handles, "guest-file-read")
+        status, text = gactl(agent, "reload")
+        assert status == 0 and "file: its worker holds something" in text, text
+        write(path, *handles, "guest-set-time")
+        status, text = gactl(agent, "reload")
+        assert status == 1 and "restart needed: time needs CAP_SYS_TIME" in text, text
+
+
+def test_the_tool_signals_the_process_that_wrote_the_status_and_no_other(path: Path, tmp_path: Path) -> None:
+    with Reloading(path) as agent:
+        place = Path(runtime_dir(agent.directory, os.geteuid(), {}))
+        other = subprocess.Popen(["sleep", "60"])
+        try:
+            text = (place / "status").read_text()
+            forged = tmp_path / "status"
+            forged.write_text(text.replace(f"process supervisor {agent.pid}", f"process supervisor {other.pid}"))
+            with pytest.raises(ctlreload.ReloadError, match=r"is not the agent|cannot tell"):
+                ctlreload.reload(str(tmp_path))
+            with pytest.raises(ctlreload.ReloadError, match="is not the agent"):
+                os.close(ctlreload._supervisor(str(place), other.pid, agent.report().started))
+            assert other.poll() is None
+        finally:
+            other.kill()
+            other.wait()
+
+
+@pytest.mark.root
+@pytest.mark.loop
+@isolated
+def test_the_tool_says_that_a_freeze_defers_it() -> None:
+    path = Path("/tmp/policy.toml")
+    freeze = ("guest-fsfreeze-freeze-list", "guest-fsfreeze-thaw", "guest-fsfreeze-status")
+    write(path, *freeze)
+    with LoopFs("ext4") as fs, DeadMan(40, *fs.points), Reloading(path) as agent:
+        agent.call("guest-fsfreeze-freeze-list", mountpoints=fs.points)
+        status, text = gactl(agent, "reload")
+        assert status == 0 and text.startswith("deferred: frozen\n"), text
+        assert agent.call("guest-fsfreeze-thaw") == 1

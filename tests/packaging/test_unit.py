@@ -124,7 +124,7 @@ def test_systemd_makes_the_users_and_the_agent_finds_them(tmp_path: Path) -> Non
 # What the unit and the drop-ins may say: none of these gives the service a mount namespace, a root or a view of its own.
 HARMLESS = {
     # how it runs, ends and starts again
-    "Type", "EnvironmentFile", "ExecStart", "ExecStopPost", "Restart", "RestartSec", "TimeoutStartSec", "TimeoutStopSec",
+    "Type", "EnvironmentFile", "ExecStart", "ExecReload", "ExecStopPost", "Restart", "RestartSec", "TimeoutStartSec", "TimeoutStopSec",
     "WatchdogSec", "WatchdogSignal", "KillMode", "SyslogIdentifier", "OOMPolicy", "OOMScoreAdjust",
     # resource limits
     "LimitMEMLOCK", "LimitCORE",
@@ -213,7 +213,7 @@ def test_systemd_reads_the_unit_with_each_drop_in(path: Path, tmp_path: Path) ->
     shutil.copy(path, folder / "privsep-ga.service.d")
     for base in ("sysinit.target", "basic.target", "shutdown.target", "system.slice", "-.slice", "-.mount"):
         (folder / base).write_text("[Unit]\nDescription=for this test\n")
-    for name in ("usr/sbin/privsep-ga", "usr/libexec/privsep-ga/recover"):
+    for name in ("usr/sbin/privsep-ga", "usr/bin/privsep-gactl", "usr/libexec/privsep-ga/recover"):
         program = tmp_path / name
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text("#!/bin/sh\n")

@@ -13,13 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from policy.seal import seal
+from policy.model import Policy
+from policy.seal import seal, slice_for
 from privsep import spawn
 from privsep.accounts import resolve
 from privsep.board import Board
 from privsep.counters import Page
 from privsep.domains import BY_NAME
-from privsep.ledger import outlet
 from tests.sandbox.attacks import ATTACKS
 from tests.support.agent import PROJECT, program
 
@@ -43,8 +43,11 @@ def script(folder: str, name: str, body: str) -> str:
     return str(path)
 
 
-def start(name: str, entry: str, log: int, only: tuple[str, ...] | None = None) -> tuple[int, socket.socket]:
-    """(pid, our end of its control socket).  Allowed is everything that its domain has, or `only` those commands."""
+def start(
+    name: str, entry: str, log: int, only: tuple[str, ...] | None = None, policy: Policy | None = None
+) -> tuple[int, socket.socket]:
+    """(pid, our end of its control socket).  Allowed is everything that its domain has, or `only` those commands, or what
+    the policy says."""
     from protocol.commands import COMMANDS
 
     with open("/etc/passwd", "rb") as f:
@@ -56,12 +59,15 @@ def start(name: str, entry: str, log: int, only: tuple[str, ...] | None = None) 
     told = {"uid": str(uid), "gid": str(gid), "privileged": "1", "statedir": "/tmp"}
     lines += [f"set {k} {v}" for k, v in told.items()]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    slice_ = spawn.above(seal("".join(f"{line}\n" for line in lines).encode(), f"test-{name}"))
+    data = "".join(f"{line}\n" for line in lines).encode()
+    if policy is not None:
+        data = slice_for(name, policy, {**policy.settings(), **told})
+    slice_ = spawn.above(seal(data, f"test-{name}"))
     control = spawn.above(theirs.detach())
     board = Board.create()
     board.fd = spawn.above(board.fd)
     log = spawn.above(os.dup(log))
-    ours_audit, audit = outlet()
+    ours_audit, audit = spawn.outlet()
     counters = Page.create(name)
     counters.fd = spawn.above(counters.fd)
     programs = name in BY_NAME and BY_NAME[name].programs

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import msgpack
 import pytest
 
+from policy import load
 from policy.builtin import PROFILES
-from policy.model import builtin
+from policy.model import Policy, builtin
 from privsep import frame, wiring
 from privsep.domains import BY_NAME, DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
@@ -38,9 +41,9 @@ BROKEN = 70 << 8  # the worker found that its peer breaks the protocol
 class Worker:
     """The installed worker of a row, and our end of its socket to the front."""
 
-    def __init__(self, name: str, *allowed: str) -> None:
+    def __init__(self, name: str, *allowed: str, policy: Policy | None = None) -> None:
         self.reader, writer = os.pipe()
-        self.pid, self.control = stage.start(name, str(LIBEXEC / name), writer, only=allowed)
+        self.pid, self.control = stage.start(name, str(LIBEXEC / name), writer, only=allowed, policy=policy)
         os.close(writer)
         self.control.settimeout(10)
         assert self.control.recv(8)[:1] == wiring.READY
@@ -407,3 +410,105 @@ def test_the_supervisor_is_told_nonsense_and_gives_no_more_than_it_would(profile
 
 def test_the_layout_of_a_descriptor_is_the_kernels() -> None:
     assert struct.calcsize("i") == wiring._FD_SIZE
+
+
+RULES = """
+profile = "qemu-ga"
+[[file]]
+path = "/srv"
+[[exec]]
+program = "/bin/true"
+user = "nobody"
+[[user]]
+names = ["nobody"]
+[power]
+modes = []
+[rates]
+guest-get-timezone = 1
+"""
+
+
+@isolated
+def test_rules_hold_against_a_front_that_skips_its_own_checks() -> None:
+    path = Path("/tmp/policy.toml")
+    path.write_text(RULES)
+    path.chmod(0o644)
+    policy = load.from_files([str(path)])
+    for domain, name, arguments in (
+        ("file", "guest-file-open", {"path": "/etc/shadow"}),
+        ("file", "guest-file-open", {"path": "/srv/x", "mode": "w"}),
+        ("exec", "guest-exec", {"path": "/bin/sh"}),
+        ("exec", "guest-exec", {"path": "/bin/true", "env": ["LD_PRELOAD=/tmp/x"]}),
+        ("user", "guest-set-user-password", {"username": "root", "password": "QQ==", "crypted": False}),
+        ("ssh", "guest-ssh-get-authorized-keys", {"username": "root"}),
+        ("power", "guest-shutdown", {}),
+        ("power", "guest-suspend-ram", {}),
+    ):
+        found = Worker(domain, policy=policy)
+        try:
+            assert found.ask(HELLO) == [1, True, True]
+            ok, value = found.request(VERB[name], arguments)
+            decision = policy.decide(name, arguments, uid=lambda name: pwd.getpwnam(name).pw_uid)
+            assert not ok and not decision.allowed and value == ["GenericError", decision.error(name)]
+            if domain == "exec":
+                ok, value = found.request(VERB[name], {"path": "/bin/true"})
+                assert ok, value
+        finally:
+            found.close()
+
+
+def _stir() -> None:
+    """Something for file rules to be about."""
+    for folder in ("/srv/a", "/srv/b"):
+        os.makedirs(folder, exist_ok=True)
+        for name in ("one", "two"):
+            Path(folder, name).write_text(name)
+
+
+PLACES = ["/srv", "/srv/a", "/srv/b", "/srv/b/two", "/etc"]
+ASKED = ["/srv/a/one", "/srv/b/two", "/srv/b/one", "/srv/./a//two", "/srv/a/../b/one", "/etc/passwd", "/root/x", "srv"]
+PROGRAMS = ["/bin/true", "/bin/false", "/bin/echo"]
+WORDS = ["a", "b", "", "-n", "*"]
+
+
+@isolated
+def test_real_workers_agree_with_decide_on_many_policies() -> None:
+    """Random policies and requests, straight to the installed file and exec workers behind their walls."""
+    _stir()
+    random = Random(6)
+    results = {True: 0, False: 0}
+    for _ in range(8):
+        lines = ['profile = "ansible"']
+        for _ in range(random.randint(1, 3)):
+            access = random.choice((["read"], ["read", "write"], ["write"]))
+            lines += ["[[file]]", f'path = "{random.choice(PLACES)}"', f"access = {access}"]
+        for _ in range(random.randint(1, 3)):
+            patterns = random.sample(["a", "*", "?", "-n", "..."], random.randint(0, 2))
+            patterns.sort(key="...".__eq__)
+            lines += ["[[exec]]", f'program = "{random.choice(PROGRAMS)}"', f"args = {patterns}", "user = 65534"]
+        path = Path("/tmp/policy.toml")
+        path.write_text("\n".join(lines) + "\n")
+        path.chmod(0o644)
+        policy = load.from_files([str(path)])
+        for domain in ("file", "exec"):
+            found = Worker(domain, policy=policy)
+            try:
+                assert found.ask(HELLO) == [1, True, True]
+                for _ in range(40):
+                    arguments: dict[str, object]
+                    if domain == "file":
+                        name = "guest-file-open"
+                        arguments = {"path": random.choice(ASKED), "mode": random.choice(("r", "r+", "a"))}
+                    else:
+                        name = "guest-exec"
+                        words = random.choices(WORDS, k=random.randint(0, 2))
+                        arguments = {"path": random.choice([*PROGRAMS, "true"]), "arg": words}
+                    ok, value = found.request(VERB[name], arguments)
+                    decision = policy.decide(name, arguments)
+                    assert ok == decision.allowed or "No such file" in str(value), (lines, arguments, decision, value)
+                    if not decision.allowed:
+                        assert value == ["GenericError", decision.error(name)]
+                    results[ok is True] += 1
+            finally:
+                found.close()
+    assert min(results.values()) > 50, results

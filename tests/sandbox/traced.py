@@ -19,8 +19,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from privsep import blob
 from privsep.sandbox import rules
 from tests.support.agent import Agent, AgentError, wait_for
 from tests.support.loopfs import LoopFs
@@ -39,9 +41,10 @@ Seen = Counter[tuple[str, str, tuple[int, ...]]]
 class Traced(Agent):
     """An agent under strace; each thread's calls are in a file of their own."""
 
-    def __init__(self, *args: str, traces: str) -> None:
+    def __init__(self, *args: str, traces: str, show: Sequence[str] = ("-s", "64", "-e", "raw=!execve")) -> None:
         super().__init__(*args)
         self._traces = traces
+        self._show = show
 
     def command(self) -> list[str]:
         # -f without --seccomp-bpf: the calls that a filter answers are seen too.
@@ -54,10 +57,7 @@ class Traced(Agent):
             "-q",
             "-e",
             "signal=none",
-            "-s",
-            "64",
-            "-e",
-            "raw=!execve",
+            *self._show,
             "-o",
             f"{self._traces}/t",
         ]
@@ -174,6 +174,8 @@ def _files(agent: Agent, folder: Path) -> None:
     agent.call("guest-file-flush", handle=handle)
     agent.call("guest-file-seek", handle=handle, offset=0, whence="set")
     assert agent.call("guest-file-read", handle=handle, count=250_000)["count"] == 250_000
+    agent.call("guest-file-read", handle=handle, count=blob.KEPT + 1)  # asked for, not there: memory of its own
+    agent.call("guest-file-seek", handle=handle, offset=250_000, whence="set")
     assert agent.call("guest-file-read", handle=handle, count=10)["count"] == 10
     agent.call("guest-file-close", handle=handle)
     for wanted, mode in ((path, "a"), (path, "r"), ("/proc/nowhere/x", "w"), ("/tmp", "r")):

@@ -11,7 +11,7 @@ from typing import Any
 
 import _prctl
 
-from privsep.blob import Sealed
+from privsep.blob import Kept, Sealed, window
 from privsep.domains import BY_NAME, CAPABILITIES
 from privsep.sandbox import caps, kernel
 from privsep.sandbox.apply import filter_of, rules_of
@@ -50,6 +50,8 @@ def bulk(member: object) -> bytes:
         data = os.pread(member.fd, member.size, 0)
         os.close(member.fd)
         return data
+    if isinstance(member, Kept):
+        return os.pread(window().fd, member.size, 0)
     assert isinstance(member, (bytes, bytearray))
     return bytes(member)
 

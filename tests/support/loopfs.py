@@ -17,6 +17,7 @@ from types import TracebackType
 from tests.support.deadman import DeadMan, thaw
 
 SIZES = {"ext4": 16 << 20, "xfs": 320 << 20, "btrfs": 128 << 20}
+_AT_ONCE = 0.1  # seconds that a write takes which nothing stops, on a busy machine
 _QUIET = {"ext4": ["-q"], "xfs": ["-q"], "btrfs": ["-q"]}
 
 
@@ -32,17 +33,23 @@ def make(point: str, fstype: str = "ext4", image: str = "", options: str = "loop
 
 
 class Writer:
-    """A process of its own that writes and syncs one file; it is `through` once that was taken."""
+    """A process of its own that writes and syncs one file; it is `through` once that was taken.
+
+    It says when it begins, so that a machine that is slow to start it is not mistaken for a file system that blocks it."""
 
     def __init__(self, point: str) -> None:
         code = (
             "import os,sys\n"
+            "os.write(1, b'r')\n"
             f"fd = os.open({os.path.join(point, 'probe')!r}, os.O_WRONLY | os.O_CREAT, 0o600)\n"
             "os.write(fd, b'x'); os.fsync(fd)\n"
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-IS", "-c", code], stdin=subprocess.DEVNULL, cwd="/", stdout=subprocess.DEVNULL
+            [sys.executable, "-IS", "-c", code], stdin=subprocess.DEVNULL, cwd="/", stdout=subprocess.PIPE
         )
+        assert self._process.stdout is not None
+        with self._process.stdout as ready:
+            ready.read(1)
 
     def through(self, seconds: float) -> bool:
         try:
@@ -57,7 +64,10 @@ def frozen(point: str, seconds: float = 0.4) -> bool:
 
 
 def takes_writes(point: str, seconds: float = 10.0) -> bool:
-    return Writer(point).through(seconds)
+    """Whether a writer gets through within so many seconds from now, or at once where it could not be started in time."""
+    end = time.monotonic() + seconds
+    writer = Writer(point)
+    return writer.through(max(end - time.monotonic(), _AT_ONCE))
 
 
 class LoopFs:

@@ -241,21 +241,6 @@ def test_what_could_not_be_had_is_named(tmp_path: Path) -> None:
     assert not any("not locked" in line for line in degraded(report, [fs]))
 
 
-def test_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "p.toml"
-    path.write_text('[commands]\nallow = ["guest-ping"]\n')
-    path.chmod(0o644)
-    assert ctl.main(["policy", "check", str(path)]) == 0
-    assert ctl.main(["policy", "show", "--policy", str(path)]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["guest-ping"]
-    assert ctl.main(["policy", "explain", "--policy", str(path), "guest-ping"]) == 0
-    assert f"allowed by allow:guest-ping at {path}:2" in capsys.readouterr().out
-    assert ctl.main(["policy", "explain", "--policy", str(path), "guest-exec"]) == 1
-    path.write_text('[commands]\nallow = ["guest-pong"]\n')
-    assert ctl.main(["policy", "check", str(path)]) == 1
-    assert f"{path}:2:10: unknown command guest-pong (did you mean guest-ping?)" in capsys.readouterr().err
-
-
 def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["profiles"], ["commands"], ["version"]):
         assert ctl.main(words) == 0

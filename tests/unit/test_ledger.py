@@ -13,15 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from policy.model import builtin, with_lists
+from policy.model import Policy, builtin, with_lists
 from privsep import ledger as module
+from privsep import spawn
 from privsep.audit import Audit
 from privsep.auditsink import SinkError, ToFile, ToJournal, open_sink
 from privsep.counters import SIZE, nowhere, numbers_in
-from privsep.ledger import BUDGET, Ledger, outlet
+from privsep.ledger import BUDGET, Ledger
 from privsep.loop import Loop
 from protocol import tally
 from tests.support.handlers import Lines
+
+
+def to(path: Path, policy: Policy) -> Policy:
+    """The policy with its records in that file."""
+    object.__setattr__(policy, "more", {"audit-to": f"file:{path}"})
+    return policy
 
 
 class Trail:
@@ -30,13 +37,13 @@ class Trail:
     def __init__(self, path: Path, policy: str = "default") -> None:
         self.path = path
         self.log = Lines()
-        self.ledger = Ledger(to=f"file:{path}", log=self.log, policy=builtin(policy))  # type: ignore[arg-type]
+        self.ledger = Ledger(log=self.log, policy=to(path, builtin(policy)))  # type: ignore[arg-type]
         self.loop = Loop()
         self.ledger.listen(self.loop)
         self.loop.at("end", 1e9, lambda: None)
 
     def process(self, name: str, pid: int = 5) -> tuple[Audit, int]:
-        ours, theirs = outlet()
+        ours, theirs = spawn.outlet()
         self.ledger.watch(name, pid, ours)
         return Audit(theirs, nowhere()), theirs
 
@@ -214,14 +221,33 @@ def test_another_policy_counts_from_now_on(trail: Trail) -> None:
     )
     numbers[cell] += 5
     first = builtin("default").about("guest-exec")
-    trail.ledger.adopt(with_lists(builtin("qemu-ga"), ["guest-exec"], []))
+    assert trail.ledger.adopt(to(trail.path, with_lists(builtin("qemu-ga"), ["guest-exec"], []))) == []
     lines = trail.ledger.status()
     assert f"refused guest-exec 5 {first[0]} {first[1]}" in lines
     assert any(line.startswith("rule guest-exec block-rpcs") for line in lines)
     numbers[cell] += 2
-    trail.ledger.adopt(builtin("default"))
+    trail.ledger.adopt(to(trail.path, builtin("default")))
     assert [line for line in trail.ledger.status() if line.startswith("refused guest-exec 2 block-rpcs")]
     assert [r["event"] for r in trail.records()] == ["policy", "policy"]
+
+
+def test_another_policy_may_have_another_sink(trail: Trail, tmp_path: Path) -> None:
+    file, _ = trail.process("file")
+    file.begin(1, "guest-file-open", [])
+    other = tmp_path / "other.jsonl"
+    assert trail.ledger.adopt(to(other, builtin("default"))) == []
+    file.begin(2, "guest-file-open", [])
+    trail.turn()
+    assert [r["id"] for r in trail.records()] == [1]
+    trail.path = other
+    assert [r.get("id") for r in trail.records()] == [None, 2]  # the first says that another policy is in force
+    (note,) = trail.ledger.adopt(to(tmp_path / "no" / "such", builtin("default")))
+    assert note.startswith(
+        f"audit records go to file:{other} as before: the audit file {tmp_path}/no/such cannot be opened"
+    )
+    file.begin(3, "guest-file-open", [])
+    trail.turn()
+    assert [r.get("id") for r in trail.records()] == [None, 2, None, 3]
 
 
 def test_a_sink_that_cannot_be_had_is_an_error_that_names_it(tmp_path: Path) -> None:

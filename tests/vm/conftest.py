@@ -7,17 +7,20 @@ table; the first line of its docstring is what the row says, what it gave to `se
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.vm.harness import accel, images
+from tests.vm.harness import accel, cache, hosttools, images
 from tests.vm.harness.machine import Guest
 from tests.vm.harness.seen import Seen
 
 _SEEN: pytest.StashKey[list[str]] = pytest.StashKey()
 _rows: dict[str, tuple[str, str, str, str]] = {}
+_how: dict[str, str] = {}
+SYSTEM_PYTHON = "/usr/bin/python3"  # libvirt's binding is a package of the distribution
 WORDS = {"passed": "ok", "failed": "FAILED", "skipped": "cannot"}
 
 
@@ -31,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def image(request: pytest.FixtureRequest) -> str:
     name: str = request.config.getoption("--vm-image")
+    _how["accel"] = "KVM" if accel.name(images.image(name)) == "kvm" else "QEMU's translator (TCG)"
     return name
 
 
@@ -48,6 +52,19 @@ def fresh(image: str) -> Iterator[Guest]:
     with Guest(image) as booted:
         booted.wait_booted()
         yield booted
+
+
+@pytest.fixture(scope="session")
+def tools() -> Path:
+    """The folder of the programs of a virtual environment with qemu.qmp and ansible, made once."""
+    place = cache.folder() / "clients"
+    if not (place / "complete").exists():
+        hosttools.need({}, {"/usr/lib/python3/dist-packages/libvirt.py": "python3-libvirt"})
+        subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--clear", "--system-site-packages", str(place)], check=True)
+        words = [str(place / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "qemu.qmp", "ansible"]
+        subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
+        (place / "complete").touch()
+    return place / "bin"
 
 
 @pytest.fixture
@@ -82,8 +99,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for theme, what, word, notes in _rows.values():
         terminalreporter.write_line(f"{word:7} {theme}: {what}" + (f"  [{notes}]" if notes else ""))
     name = config.getoption("--vm-image")
-    how = "KVM" if accel.name(images.image(name)) == "kvm" else "QEMU's translator (TCG)"
-    lines = [f"Image {name}, run by {how}.", "", "| | what | result | seen |", "|---|---|---|---|"]
+    lines = [
+        f"Image {name}, run by {_how.get('accel', 'nothing')}.",
+        "",
+        "| | what | result | seen |",
+        "|---|---|---|---|",
+    ]
     lines += [
         "| " + " | ".join(part.replace("|", "\\|") for part in (t, w, r, n)) + " |" for t, w, r, n in _rows.values()
     ]

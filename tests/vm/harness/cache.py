@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 KEPT = 3  # images of one name; older ones make room
+_ours: set[str] = set()
 
 
 class HarnessError(Exception):
@@ -29,6 +30,8 @@ def folder() -> Path:
 @contextlib.contextmanager
 def locked(name: str, patience: float) -> Iterator[None]:
     """Hold the lock of this name.  Raises HarnessError when somebody else keeps it for longer than `patience` seconds."""
+    if name in _ours:
+        raise HarnessError(f"this run has {name} already: end the first before the second")
     with open(folder() / f"{name}.lock", "w") as file:
         end = time.monotonic() + patience
         while True:
@@ -39,7 +42,11 @@ def locked(name: str, patience: float) -> Iterator[None]:
                 if time.monotonic() > end:
                     raise HarnessError(f"another process has held {file.name} for {patience:g} s") from None
                 time.sleep(0.2)
-        yield
+        _ours.add(name)
+        try:
+            yield
+        finally:
+            _ours.discard(name)
 
 
 def place(name: str, digest: str) -> Path:

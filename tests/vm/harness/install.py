@@ -1,90 +1,63 @@
-"""The agent into an image: as the Debian package where the tree can build one, else the same files by hand."""
+"""The agent into an image, as anybody gets it: the Debian package of this tree, installed by dpkg."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
-import sys
-import tarfile
-import tempfile
 from pathlib import Path
 
 from tests.vm.harness import cache
+from tests.vm.harness.cache import HarnessError
 from tests.vm.harness.tree import Tree
 
 PROJECT = Path(__file__).resolve().parents[3]
-UNIT = """\
-[Unit]
-Description=Privilege-separated guest agent
-BindsTo=dev-virtio\\x2dports-org.qemu.guest_agent.0.device
-After=dev-virtio\\x2dports-org.qemu.guest_agent.0.device
-[Service]
-Type=notify
-ExecStart=/usr/sbin/privsep-ga
-ExecStopPost=-/usr/libexec/privsep-ga/recover /run/privsep-ga/journal "the agent was killed"
-Restart=always
-RestartSec=1
-TimeoutStopSec=90
-WatchdogSec=20
-WatchdogSignal=SIGKILL
-KillMode=mixed
-RuntimeDirectory=privsep-ga
-RuntimeDirectoryPreserve=yes
-OOMPolicy=continue
-OOMScoreAdjust=-900
-[Install]
-WantedBy=dev-virtio\\x2dports-org.qemu.guest_agent.0.device
-"""
-RULE = 'SUBSYSTEM=="virtio-ports", ATTR{name}=="org.qemu.guest_agent.0", TAG+="systemd", ENV{SYSTEMD_WANTS}+="privsep-ga.service"\n'
+# What the package is made of; a change elsewhere builds no other.
+PARTS = ("privsep", "protocol", "workers", "policy", "packaging", "selinux", "CHANGELOG.md", "README.md", "docs")
+KEPT = 4
 
 
 def fingerprint() -> str:
     return Path(__file__).read_text()
 
 
-def _neutral(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    if "__pycache__" in info.name:
-        return None
-    info.uid = info.gid = info.mtime = 0
-    info.uname = info.gname = ""
-    return info
+def _state() -> str:
+    """A digest of the parts as they are on disk now."""
+    found = hashlib.sha256()
+    for part in PARTS:
+        path = PROJECT / part
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            if "__pycache__" not in file.parts:
+                found.update(f"{file.relative_to(PROJECT)}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def package() -> Path:
-    """The file that holds the agent, built anew."""
-    with tempfile.TemporaryDirectory() as name:
-        draft = Path(name)
-        modules = draft / "usr/share/privsep-ga"
-        for package in ("privsep", "protocol", "workers", "policy"):
-            shutil.copytree(PROJECT / package, modules / package, ignore=shutil.ignore_patterns("__pycache__"))
-        scripts = ["--prefix", "/usr", "--destdir", name, "--python", "/usr/bin/python3", "--bindir", "/usr/sbin"]
-        scripts += ["--modules", "/usr/share/privsep-ga", "--libraries", "/usr/lib/python3/dist-packages"]
-        for words in (
-            ["launchers.py", *scripts],
-            ["filters.py", "--destdir", name, "--libexecdir", "/usr/libexec/privsep-ga"],
-        ):
-            program = [sys.executable, str(PROJECT / "packaging" / words[0]), *words[1:]]
-            subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
-        for place, text in (
-            ("usr/lib/systemd/system/privsep-ga.service", UNIT),
-            ("usr/lib/udev/rules.d/60-privsep-ga.rules", RULE),
-        ):
-            (draft / place).parent.mkdir(parents=True, exist_ok=True)
-            (draft / place).write_text(text)
-        out = cache.folder() / "agent.tar"
-        with tarfile.open(out, "w") as tar:
-            for path in sorted(draft.rglob("*")):
-                tar.add(path, str(path.relative_to(draft)), recursive=False, filter=_neutral)
-    return out
+    """The .deb of this tree, built when the tree has changed since the last time."""
+    state = _state()
+    folder = cache.folder() / "packages"
+    folder.mkdir(exist_ok=True)
+    place = folder / f"privsep-ga-{state[:16]}.deb"
+    if place.exists():
+        return place
+    print("vm: building the Debian package", flush=True)
+    out = folder / f"out-{state[:16]}"
+    shutil.rmtree(out, ignore_errors=True)
+    words = [str(PROJECT / "packaging/deb.sh"), "--out", str(out)]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        raise HarnessError(f"packaging/deb.sh: {done.stderr[-3000:]}")
+    built = Path(done.stdout.split()[-1])
+    built.rename(place)
+    shutil.rmtree(out)
+    for old in sorted(folder.glob("privsep-ga-*.deb"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        old.unlink()
+    return place
 
 
 def install(tree: Tree, package: Path) -> None:
-    sys.path.insert(0, str(PROJECT))
-    from privsep.domains import DOMAINS
-
-    subprocess.run(
-        ["tar", "-C", str(tree.root), "--keep-directory-symlink", "--no-overwrite-dir", "-xf", str(package)], check=True
-    )
-    for user in sorted({row.user for row in DOMAINS} - {"root"}):
-        tree.run("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", user)
-    tree.run("python3", "-m", "compileall", "-q", "/usr/share/privsep-ga")
+    inside = "/tmp/agent.deb"
+    shutil.copy(package, tree.path(inside))
+    tree.run("dpkg", "-i", inside)
+    tree.path(inside).unlink()

@@ -25,11 +25,12 @@ from typing import Any, Self
 
 from tests.vm.harness import accel, cache, images
 from tests.vm.harness.cache import HarnessError
-from tests.vm.harness.control import Control, Result
+from tests.vm.harness.control import Control
 from tests.vm.harness.guestctl import PORT as CONTROL_PORT
 from tests.vm.harness.hostagent import HostAgent
 from tests.vm.harness.jsonlines import Silence
 from tests.vm.harness.qmp import Qmp
+from tests.vm.harness.shell import Shell
 
 AGENT_PORT = "org.qemu.guest_agent.0"
 MEMORY = 768  # MiB
@@ -37,11 +38,12 @@ PATIENCE = 1800.0  # seconds to wait for the guest of another run
 PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child before its exec: it ends when this program does, however that ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-class Guest:
+class Guest(Shell):
     """One booted image.
 
     image    "plain" or "selinux" (enforcing), both with the agent installed, or "bare": without it
@@ -91,7 +93,7 @@ class Guest:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,  # a killed test run leaves no guest behind
+                    preexec_fn=die_with_parent,  # a killed test run leaves no guest behind
                 )
             self._started = time.monotonic()
             try:
@@ -175,10 +177,6 @@ class Guest:
                 if time.monotonic() > end:
                     raise HarnessError(f"no guest after {limit:g} s: {self.console()[-1500:]}") from None
 
-    def wait_booted(self, limit: float = 300.0) -> str:
-        """Until systemd has nothing left to start; its word for the state."""
-        return self.sh("systemctl is-system-running --wait", limit).out.strip()
-
     def wait_exit(self, limit: float = 120.0) -> int:
         """QEMU's exit status.  Raises Silence."""
         assert self._process is not None
@@ -189,25 +187,6 @@ class Guest:
 
     def console(self) -> str:
         return (self.folder / "console.log").read_text(errors="replace")
-
-    # -- inside
-
-    def sh(self, command: str, limit: float = 120.0, stdin: bytes = b"") -> Result:
-        """Run a shell command as root in the guest."""
-        return self.control.finish(self.control.start(command, limit, stdin), limit + 20)
-
-    def check(self, command: str, limit: float = 120.0, stdin: bytes = b"") -> str:
-        """The same; its output.  Raises HarnessError unless its status is 0."""
-        result = self.sh(command, limit, stdin)
-        if result.status != 0:
-            raise HarnessError(f"in the guest: {command}: {result!r}")
-        return result.out
-
-    def put(self, data: bytes | str, path: str, mode: int = 0o644) -> None:
-        self.control.put(data.encode() if isinstance(data, str) else data, path, mode)
-
-    def get(self, path: str) -> bytes:
-        return self.control.get(path)
 
     # -- the agent's port
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.vm.harness import inside
 from tests.vm.harness.cache import HarnessError
-from tests.vm.harness.machine import Guest
+from tests.vm.harness.shell import Shell
 
 UNIT = "privsep-ga.service"
 INSIDE = "/run/inside.py"
@@ -19,14 +19,14 @@ FILE_SYSTEMS = ("/", "/mnt/ext4", "/mnt/xfs")
 LIMITED = "fsfreeze is limited up to"
 
 
-def tool(guest: Guest) -> str:
+def tool(guest: Shell) -> str:
     """The command line of inside.py in the guest."""
     if guest.sh(f"test -e {INSIDE}").status != 0:
         guest.put(Path(inside.__file__).read_text(), INSIDE, 0o755)
     return f"python3 -IS {INSIDE}"
 
 
-def set_policy(guest: Guest, profile: str, more: str = "", dropin: str = "") -> None:
+def set_policy(guest: Shell, profile: str, more: str = "", dropin: str = "") -> None:
     """Put a policy in force by a restart.  `dropin` names the drop-in of the unit that it needs."""
     guest.check("mkdir -p /etc/privsep-ga /etc/systemd/system/privsep-ga.service.d")
     guest.put(f'profile = "{profile}"\n{more}', POLICY)
@@ -36,19 +36,28 @@ def set_policy(guest: Guest, profile: str, more: str = "", dropin: str = "") -> 
     guest.check(f"systemctl daemon-reload && systemctl reset-failed {UNIT} && systemctl restart {UNIT}")
 
 
-def processes(guest: Guest) -> dict[str, int]:
+def processes(guest: Shell) -> dict[str, int]:
     found: dict[str, int] = json.loads(guest.check(f"{tool(guest)} agent"))
     return found
 
 
-def kill(guest: Guest, number: int, names: Iterable[str]) -> float:
+def kill(guest: Shell, number: int, names: Iterable[str]) -> float:
     """Signal these processes of the agent; the guest's monotonic time just before."""
     pids = processes(guest)
     words = " ".join(str(pids[name]) for name in names)
     return float(guest.check(f"{tool(guest)} kill {number} {words}"))
 
 
-def log(guest: Guest) -> str:
+def memory(guest: Shell) -> dict[str, int]:
+    """Each process's share of memory (PSS), in kB."""
+    found = {}
+    for name, pid in processes(guest).items():
+        text = guest.check(f"cat /proc/{pid}/smaps_rollup")
+        found[name] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return found
+
+
+def log(guest: Shell) -> str:
     """What the agent has logged since boot."""
     return guest.check(f"journalctl -b --no-pager -o cat -u {UNIT}")
 
@@ -58,7 +67,7 @@ class Writers:
 
     LOG = "/run/writers"
 
-    def __init__(self, guest: Guest, mounts: tuple[str, ...] = FILE_SYSTEMS) -> None:
+    def __init__(self, guest: Shell, mounts: tuple[str, ...] = FILE_SYSTEMS) -> None:
         self._guest = guest
         self.paths = [f"{mount.rstrip('/')}/written" for mount in mounts]
         command = tool(guest)
