@@ -445,7 +445,17 @@ def _freeze(
     return Decision(True, rule, origin, conditions=conditions)
 
 
+def _trim(
+    scope: Scope, command: str, arguments: Mapping[str, object], uid: object, superblocks: object
+) -> Decision | None:
+    rule, origin = scope.about(command)
+    rules = [r for r in scope.rules if r.kind in ("never-mounts", "only-mounts")]
+    conditions = tuple(f"without the file systems that {r.id} ({r.origin}) leaves out" for r in rules)
+    return Decision(True, rule, origin, conditions=conditions) if rules else None
+
+
 _CHECKS: Final = {
+    "guest-fstrim": _trim,
     "guest-file-open": _file_open,
     "guest-file-read": _file_read,
     "guest-file-write": _file_write,
