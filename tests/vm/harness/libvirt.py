@@ -114,6 +114,13 @@ class Domain(Shell):
         for name, place in FOLDERS.items():
             (self.folder / name).mkdir()
             lines.append(f"mkdir -p {place} && mount --bind {self.folder / name} {place}")
+        # Debian's build looks its own account up before it reads who is to be used instead.
+        for name, row in (
+            ("passwd", "libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin"),
+            ("group", "libvirt-qemu:x:64055:"),
+        ):
+            (self.folder / name).write_text(Path(f"/etc/{name}").read_text() + row + "\n")
+            lines.append(f"mount --bind {self.folder / name} /etc/{name}")
         (self.folder / "etc/qemu.conf").write_text(QEMU_CONF)
         (self.folder / "etc/libvirtd.conf").write_text(DAEMON_CONF)
         lines.append("exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid")
