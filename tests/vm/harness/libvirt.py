@@ -28,6 +28,9 @@ TOOLS = {"libvirtd": "libvirt-daemon", "virsh": "libvirt-clients"}
 FILES = {"/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so": "libvirt-daemon-driver-qemu"}
 FOLDERS = {"etc": "/etc/libvirt", "var": "/var/lib/libvirt", "cache": "/var/cache/libvirt", "run": "/run/libvirt"}
 
+# A process namespace too: when its first process is killed, so are the guests, which libvirtd would leave behind.
+UNSHARE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
+
 QEMU_CONF = """\
 user = "root"
 group = "root"
@@ -127,7 +130,7 @@ class Domain(Shell):
         script = " && ".join(lines)
         with open(self.folder / "libvirtd.log", "wb") as log:
             daemon = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+                [*UNSHARE, "sh", "-c", script],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -190,7 +193,7 @@ class Domain(Shell):
                     raise HarnessError(f"no guest after {limit:g} s") from None
 
     def virsh_result(self, *words: str, limit: float = 180.0) -> subprocess.CompletedProcess[str]:
-        command = ["virsh", "--quiet", "-c", self.uri, *words]
+        command = ["virsh", "-c", self.uri, *words]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit)
 
     def virsh(self, command: str, *words: str, named: bool = True) -> str:
