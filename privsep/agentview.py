@@ -50,7 +50,9 @@ def status(directory: str, report: Report, *, as_json: bool) -> int:
     if report.reloaded:
         print(f"reload   {report.result}{''.join(f'; {line}' for line in report.says)}")
     if report.outdated:
-        print(f"outdated {' '.join(report.outdated)}: under an earlier policy until what they hold, or are asked, is over")
+        print(
+            f"outdated {' '.join(report.outdated)}: under an earlier policy until what they hold, or are asked, is over"
+        )
     print(f"rundir   {directory}\n")
     print_table([_HEAD, *(_cells(row) for row in rows)])
     print(_NOTE)
