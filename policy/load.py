@@ -89,9 +89,21 @@ def from_files(paths: Sequence[str], start: str | None = None) -> Policy:
         problems += e.problems
     if problems or found is None:
         raise PolicyError(*problems)
+    return _made(paths[0], found)
+
+
+def from_text(name: str, text: str) -> Policy:
+    """The policy that is a text, whoever wrote it: for tools, never for an agent.  Raises PolicyError."""
+    from policy.builtin import COMMANDS, FROZEN, PROFILES
+    from policy.read import read
+
+    return _made(name, read([(name, text)], base=_profile, commands=COMMANDS, profiles=PROFILES, unlimited=FROZEN))
+
+
+def _made(name: str, found: Reading) -> Policy:
     return check(
         Policy(
-            paths[0],
+            name,
             frozenset(found.allowed),
             base=found.base,
             why_of=found.why,

@@ -285,6 +285,50 @@ def test_without_an_agent_metrics_say_so(tmp_path: Path) -> None:
     assert done.returncode == 1 and "privsep_ga_up 0\n" in done.stdout
 
 
+def test_another_policy_is_an_event_and_may_move_the_trail(agent: Audited) -> None:
+    with pytest.raises(AgentError):
+        agent.call("guest-fstrim")
+    agent.record(phase="refused")
+    moved = Path(agent.directory) / "moved.jsonl"
+    policy = f'profile = "qemu-ga"\nlenient = false\n[commands]\nblock = ["@trim"]\n[audit]\nto = "file:{moved}"\n'
+    agent.policy_path.write_text(policy)
+    os.kill(agent.pid, signal.SIGHUP)
+    wait_for(moved.exists)
+    agent.trail = moved
+    assert agent.record(phase="event")["detail"] == str(agent.policy_path)
+    with pytest.raises(AgentError):
+        agent.call("guest-fstrim")
+    assert agent.record(phase="refused")["origin"] == f"{agent.policy_path}:4"
+    found = {
+        (labels["rule"], labels["origin"]): value
+        for (name, pairs), value in agent.metrics().items()
+        if name == "refusals_total" and (labels := dict(pairs))["command"] == "guest-fstrim"
+    }
+    assert list(found.values()) == [1, 1]  # one by each rule
+
+
+def test_a_host_that_is_refused_all_the_time_fills_no_disk_and_is_answered(agent: Audited) -> None:
+    request = b'{"execute":"guest-fstrim","arguments":{"minimum":1}}\n'
+    begun = time.monotonic()
+    count = 0
+    while time.monotonic() - begun < 2.0:
+        agent.client.raw(request * 100)
+        for _ in range(100):
+            assert b"has been disabled" in agent.client.recv_line()
+        count += 100
+    assert agent.call("guest-ping", limit=1.0) == {}
+    took = time.monotonic() - begun
+    agent.call("guest-file-close", handle=agent.call("guest-file-open", path="/etc/hostname"))
+    ended(agent, "guest-file-open")  # what workers say does not wait behind it
+    told = len(agent.records(phase="refused"))
+    assert told < count
+    # A record of one refusal is some 150 bytes on its way and 400 in the file.
+    assert agent.trail.stat().st_size < (took + 3) * 64 * 1024 * 4
+    assert len(agent.log()) < 10_000
+    assert agent.count("refusals_total", command="guest-fstrim") == count
+    assert agent.count("audit_records_dropped_total", process="front") > 0
+
+
 @pytest.mark.parametrize("to", ["none", "log"])
 def test_other_sinks(to: str) -> None:
     with Audited('profile = "qemu-ga"', to) as agent:
