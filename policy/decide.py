@@ -362,7 +362,7 @@ def _in_ranges(ranges: Sequence[str], number: int) -> bool:
 
 
 def _user_fits(rule: Rule, name: str, number: int | None) -> bool:
-    if any(n == name for n in rule.all("names")):
+    if name in rule.all("names") and (number != 0 or name == "root"):
         return True
     if number != 0 and any(is_pattern(p) and matches(p, name) for p in rule.all("names")):
         return True
@@ -381,7 +381,7 @@ def _user(
             return Decision(True, rule.id, rule.origin, grant=rule)
     guards = scope.of("root-account")
     if guards and (number == 0 or name == "root"):
-        return refuse(guards[0], "no user rule names this account, whose uid is 0")
+        return refuse(guards[0], "its uid is 0, and no user rule says root, or the number 0")
     return refuse_by_all(rules, "no user rule has this account") if rules else None
 
 

@@ -16,6 +16,7 @@ A kind says what a value may be:
     commands   a list of commands' names, patterns and @domains
     patterns   a list of strings in which `*` stands for any characters and `?` for one; a backslash takes the meaning away
     points     the same, each beginning with `/` or `*`
+    paths      a list of paths
     accounts   a list of accounts
     uids       a list of numbers and of ranges like "1000-59999"
     choices    a list out of `choices`
@@ -23,6 +24,8 @@ A kind says what a value may be:
 """
 
 from __future__ import annotations
+
+from policy.builtin import COMMANDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ GIB: Final = 1 << 30
 ACCESS: Final = ("read", "write", "create")
 AUDIT_SINKS: Final = ("journal", "log", "none")
 POWER_MODES: Final = ("powerdown", "halt", "reboot", "suspend-disk", "suspend-ram", "suspend-hybrid")
+PRELOADED: Final = tuple(d for d in dict.fromkeys(COMMANDS.values()) if d != "front")
 USER_PURPOSES: Final = ("password", "keys")
 
 _ID: Final = Key(
@@ -166,6 +170,17 @@ TABLES: Final = (
         Key("exec-output", "size", "kept of each of a program's outputs", default="16M", low=0, high=16 << 20),
     ),
     Table(
+        "workers",
+        "the processes that execute commands; one is started by the first request for it and leaves when it has been idle",
+        Key(
+            "preload",
+            "choices",
+            "start these behind the start of the agent, and let them stay",
+            default="none",
+            choices=PRELOADED,
+        ),
+    ),
+    Table(
         "audit",
         "where records of what was done and refused go",
         Key(
@@ -207,6 +222,13 @@ TABLES: Final = (
         Key("input", "flag", "the host may give it standard input", default="false"),
         Key("user", "account", "who it runs as; root too has to be named", required=True),
         Key("group", "account", "its one group", default="the user's own"),
+        Key("network", "flag", "false: it has no network at all", default="true"),
+        Key(
+            "writable",
+            "paths",
+            "it may write to these files and folders and nowhere else",
+            default="wherever the user may",
+        ),
         Key("time-limit", "seconds", "until it is killed with its process group", default="none", low=1, high=86400),
         Key("output-limit", "size", "bytes kept of each output", default="[sizes] exec-output", high=16 << 20),
         Key("mask", "flag", "audit records do not show its arguments", default="false"),
@@ -216,8 +238,8 @@ TABLES: Final = (
         "user",
         "accounts whose password and SSH keys the host may change; with one such rule, none but those of rules",
         _ID,
-        Key("names", "patterns", "names; a pattern never means uid 0, which has to be named"),
-        Key("uids", "uids", "numbers and ranges; a range never means uid 0"),
+        Key("names", "patterns", 'names and patterns; of accounts with uid 0 only "root" itself'),
+        Key("uids", "uids", "numbers and ranges; a range never means 0, only the number by itself"),
         Key("for", "choices", "what for", default='["password", "keys"]', choices=USER_PURPOSES),
         many=True,
     ),

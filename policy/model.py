@@ -50,7 +50,7 @@ class Policy:
     disconnect  the same from when the host has closed the channel, if that is sooner; 0: no such rule
     hook_limit  seconds for one call of the freeze hook
     expedite    let the kernel's grace periods be expedited during a freeze
-    more        further settings that files gave: ssh-strict, file-buffer, exec-output, audit-to
+    more        further settings that files gave: ssh-strict, file-buffer, exec-output, preload, audit-to
     notes       what the administrator should read in the log
     """
 

@@ -43,6 +43,8 @@ def _value(key: Key) -> dict[str, Any]:
             made = {"anyOf": [{"type": "integer", "minimum": key.low, "maximum": key.high}, _SIZE]}
         case "path":
             made = dict(_PATH)
+        case "paths":
+            made = _list(dict(_PATH))
         case "account":
             made = account
         case "accounts":

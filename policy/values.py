@@ -118,6 +118,10 @@ def _path(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] | No
     return (value,)
 
 
+def _paths(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] | None:
+    return _list(text, key, at, value, _path)
+
+
 def _account(text: Text, key: Key, at: Path, value: object) -> tuple[str, ...] | None:
     if type(value) is int and 0 <= value <= _UID_LIMIT:
         return (str(value),)
@@ -235,6 +239,7 @@ _KINDS = {
     "seconds": _number,
     "size": _size,
     "path": _path,
+    "paths": _paths,
     "account": _account,
     "patterns": _patterns,
     "points": _points,

@@ -19,7 +19,6 @@ from policy.seal import draft
 from privsep import spawn, wiring
 from privsep.board import Board
 from privsep.counters import Page
-from privsep.ledger import outlet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def start_front(config: Config, libexec: str) -> Early | None:
         policy = spawn.above(draft("privsep-ga-front"))
         ours, theirs = wiring.pair()
         control = spawn.above(theirs.detach())
-        audit, their_audit = outlet()
+        audit, their_audit = spawn.outlet()
         counters = Page.create("front")
         counters.fd = spawn.above(counters.fd)
         log = spawn.above(os.dup(2))

@@ -1,9 +1,9 @@
 """The audit trail, where it ends: the supervisor takes the processes' records, stamps them and writes them to the one sink.
 
-Each process has a socket of its own (`outlet`), so a record is from whom it says.  Nobody waits: processes drop what their socket
-does not take, and what the sink does not take is dropped here; both are counted and said.  While file systems are frozen nothing
-is read, so nothing is written: the records stay in the sockets, which are memory of the kernel's, of fixed size, and outlive
-their process.
+Each process has a socket of its own (`spawn.outlet`), so a record is from whom it says.  Nobody waits: processes drop what their
+socket does not take, and what the sink does not take is dropped here; both are counted and said.  While file systems are
+frozen nothing is read, so nothing is written: the records stay in the sockets, which are memory of the kernel's, of fixed
+size, and outlive their process.
 
 A process that says more than `BUDGET` bytes in a second waits for the next one, so that the host, which makes the front refuse
 as often as it likes, fills no disk.
@@ -16,7 +16,7 @@ import select
 import time
 
 from policy.builtin import COMMANDS
-from privsep import spawn, wiring
+from privsep import spawn
 from privsep.audit import MASKABLE, MASKED, RECORD
 from privsep.auditrecord import as_text, event, stamped
 from privsep.auditsink import JOURNAL, LOG, SinkError, open_sink
@@ -268,10 +268,3 @@ def to_of(policy: Policy) -> str:
 def _words(rule: tuple[str, str]) -> str:
     """An id, which has no blank in it, and an origin, which may."""
     return f"{printable(rule[0]).replace(' ', '_')} {printable(rule[1])}"
-
-
-def outlet() -> tuple[Socket, int]:
-    """Our end and a process's end, which it need not make non-blocking itself, of a socket for records."""
-    ours, theirs = wiring.pair()
-    theirs.setblocking(False)
-    return ours, spawn.above(theirs.detach())

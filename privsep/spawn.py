@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    from privsep.wiring import Socket
+
 LOWEST: Final = 10
 
 # What of the environment a child sees; rows that start programs see all of it, as the peer's children do.
@@ -65,3 +67,10 @@ def spawn(
         return os.posix_spawn(entry, [entry], environ, file_actions=actions, setsigmask=[])
     finally:
         os.close(null)
+
+
+def outlet() -> tuple[Socket, int]:
+    """Our end and a process's end, which it need not make non-blocking itself, of a socket for records."""
+    ours, theirs = wiring.pair()
+    theirs.setblocking(False)
+    return ours, above(theirs.detach())

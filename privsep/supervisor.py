@@ -39,7 +39,6 @@ from privsep.domains import (
 )
 from privsep.frontlog import FrontLog
 from privsep.holder import Holder
-from privsep.ledger import outlet
 from privsep.loop import Loop
 from privsep.notify import Notifier
 from privsep.orders import APPLIED, RESTART_NEEDED, narrower
@@ -282,7 +281,7 @@ class Supervisor:
             self._ledger.watch(name, early.pid, early.audit)
             return True
         ours, theirs = wiring.pair()
-        audit, their_audit = outlet()
+        audit, their_audit = spawn.outlet()
         policy = spawn.above(orders.sealed(name, settings))
         control = spawn.above(theirs.detach())
         try:

@@ -19,6 +19,7 @@ from privsep import frame
 from protocol.errors import CommandError
 from workers.base64 import decode_all
 from workers.children import STREAM, Child, Children
+from workers.confine import Confinement, wanted
 from workers.launch import Account, launch
 
 TYPE_CHECKING = False
@@ -98,6 +99,7 @@ def guest_exec(
         env = [_PATH, *account.variables()]
     table.children.service(ctx)  # what has ended makes room
     table.children.admit(len(data))
+    walls = _walls(rule, account) if rule is not None and account is not None and wanted(rule) else None
     mine: list[int] = []  # descriptors that stay here
     theirs: list[int] = []  # those for the program
     try:
@@ -123,6 +125,7 @@ def guest_exec(
             stdout=writes[one],
             stderr=writes[two],
             account=account,
+            confine=walls,
         )
         try:
             child = Child(pid, reads.get(_OUT), reads.get(_ERR), write, data, keep=_kept(table, rule))
@@ -134,6 +137,8 @@ def guest_exec(
     finally:
         for fd in mine + theirs:
             os.close(fd)
+        if walls is not None:
+            walls.close()
     ctx.log.info(f"guest-exec: {path!r} with {len(arg or ())} arguments is pid {pid}")
     table.children.add(ctx, child, int(rule.one("time-limit", "0")) if rule is not None else 0)
     return {"pid": pid}
@@ -171,6 +176,14 @@ def _account(rule: Rule) -> Account:
         return Account(rule.one("user"), rule.one("group"))
     except KeyError as e:
         raise CommandError(f"guest-exec cannot follow policy (rule {rule.id}): {e.args[0]}") from None
+
+
+def _walls(rule: Rule, account: Account) -> Confinement:
+    """What the rule keeps the program from.  Raises CommandError when that cannot be had."""
+    try:
+        return Confinement(rule, account)
+    except OSError as e:
+        raise CommandError(f"guest-exec cannot follow policy (rule {rule.id}): {e.strerror}") from None
 
 
 def _kept(table: Table, rule: Rule | None) -> int:

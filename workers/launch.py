@@ -77,8 +77,11 @@ def launch(
     stdout: int,
     stderr: int,
     account: Account | None,
+    confine: Callable[[], None] | None = None,
 ) -> int:
     """The pid of the new program.  Raises CommandError.
+
+    `confine` is called in its process before it begins, and makes it the account itself then.
 
     `environment` None is the worker's own, else exactly what is given."""
     try:
@@ -95,7 +98,7 @@ def launch(
     denied = False
     for candidate in _candidates(file, search):
         try:
-            return _start(candidate, argv, given, stdin, stdout, stderr, account)
+            return _start(candidate, argv, given, stdin, stdout, stderr, account, confine)
         except _NotExecuted as e:
             number = e.number
         if candidate is file or number not in _TRY_NEXT:  # not searched for, or found and broken
@@ -145,6 +148,7 @@ def _start(
     stdout: int,
     stderr: int,
     account: Account | None,
+    confine: Callable[[], None] | None,
 ) -> int:
     try:
         # Most folders of PATH do not have it: a system call instead of a child.
@@ -153,11 +157,11 @@ def _start(
         if e.errno in (errno.ENOENT, errno.ENOTDIR):
             raise _NotExecuted(e.errno) from None
     try:
-        return _fork_exec(file, argv, environment, stdin, stdout, stderr, account)
+        return _fork_exec(file, argv, environment, stdin, stdout, stderr, account, confine)
     except _NotExecuted as e:
         if e.number != errno.ENOEXEC:
             raise
-    return _fork_exec(_SHELL, [_SHELL, file, *argv[1:]], environment, stdin, stdout, stderr, account)
+    return _fork_exec(_SHELL, [_SHELL, file, *argv[1:]], environment, stdin, stdout, stderr, account, confine)
 
 
 def _fork_exec(
@@ -168,6 +172,7 @@ def _fork_exec(
     stdout: int,
     stderr: int,
     account: Account | None,
+    confine: Callable[[], None] | None,
 ) -> int:
     """Raises _NotExecuted, or CommandError when not even a child can be made."""
     try:
@@ -189,11 +194,13 @@ def _fork_exec(
                 True,  # SIGPIPE and SIGXFSZ, which Python ignores, get their default actions
                 True,  # a session of its own
                 -1,  # and with it a process group
-                account.gid if account is not None else None,
-                account.groups if account is not None else None,
-                account.uid if account is not None else None,
+                *(
+                    (account.gid, account.groups, account.uid)
+                    if account is not None and confine is None
+                    else (None,) * 3
+                ),
                 _UMASK,
-                None,
+                confine,
                 *_USE_VFORK,
             )
         except OSError as e:
@@ -211,6 +218,8 @@ def _fork_exec(
     os.waitpid(pid, 0)
     # "OSError:" errno in hexadecimal, and for some steps their name (Modules/_posixsubprocess.c).
     parts = report.split(b":")
+    if parts[0] == b"SubprocessError":
+        raise CommandError("the program cannot be confined as policy wants, so it does not run")
     try:
         raise _NotExecuted(int(parts[1], 16))
     except (IndexError, ValueError):

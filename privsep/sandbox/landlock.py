@@ -125,6 +125,12 @@ class Ruleset:
         for path, letters in paths:
             self.allow(path, letters)
 
+    def close(self) -> None:
+        """It will not be enforced here."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def enforce(self) -> None:
         """Bind this thread and all that it starts.  Raises OSError (EPERM without no_new_privs)."""
         if self._fd >= 0:

@@ -493,3 +493,25 @@ def test_300_programs_leave_no_descriptor_and_no_zombie(ctx: Context) -> None:
     assert descriptors() == before
     assert zombies() == mine
     assert worker._table(ctx).children._running == worker._table(ctx).children._kept == 0
+
+
+@pytest.mark.root
+def test_a_program_that_cannot_be_confined_does_not_run(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = ruled(make(), user="root", network="false")
+    made = tmp_path / "made"
+
+    def refuse() -> None:
+        raise PermissionError(1, "no")
+
+    monkeypatch.setattr("privsep.sandbox.kernel.unshare_network", refuse)
+    before = descriptors()
+    with pytest.raises(CommandError, match=r"^the program cannot be confined as policy wants, so it does not run$"):
+        worker.guest_exec(ctx, "/bin/touch", [str(made)])
+    monkeypatch.setattr("privsep.sandbox.landlock.supported", lambda: 0)
+    with pytest.raises(
+        CommandError, match=r"^guest-exec cannot follow policy \(rule mine\): this kernel has no Landlock$"
+    ):
+        worker.guest_exec(ruled(ctx, user="root", writable="/tmp"), "/bin/touch", [str(made)])
+    assert not made.exists() and not worker.holds(ctx) and descriptors() == before

@@ -88,6 +88,51 @@ def test_programs() -> None:
         assert "guest-exec is refused by rule who (/tmp/policy.toml:5): its arguments do not match" in agent.log()
 
 
+CONFINED = """
+[commands]
+allow = ["@exec"]
+[[exec]]
+id = "inside"
+program = "/bin/sh"
+args = ["-c", "*"]
+user = "root"
+network = false
+writable = ["/srv/data"]
+[[exec]]
+program = "/bin/bash"
+args = ["-c", "*"]
+user = "nobody"
+writable = []
+"""
+
+
+@isolated
+def test_a_confined_program_writes_where_it_may_and_has_no_network() -> None:
+    os.makedirs("/srv/data")
+    os.makedirs("/srv/other", mode=0o777)
+    os.chmod("/srv/other", 0o777)
+    with Agent(*policy(CONFINED)) as agent:
+
+        def shell(text: str, path: str = "/bin/sh") -> bytes:
+            return run(agent, path, "-c", text)[1]
+
+        assert shell("echo a > /srv/data/x; mkdir /srv/data/d; mv /srv/data/x /srv/data/d; cat /srv/data/d/x") == b"a\n"
+        for path in ("/srv/other/x", "/etc/x", "/tmp/x", "/dev/shm/x", "/proc/sys/kernel/hostname"):
+            assert shell(f"(echo a > {path}) 2> /dev/null || echo no") == b"no\n"
+        assert shell("(sh -c 'rm /etc/passwd' || ln /etc/passwd /srv/data/p) 2> /dev/null || echo no") == b"no\n"
+        assert os.path.exists("/etc/passwd")
+        assert shell("grep -c : /proc/net/dev; id -u") == b"1\n0\n"
+        assert (
+            shell("echo $(id -u) $(id -G); (echo a > /srv/other/y) 2> /dev/null || echo no", "/bin/bash")
+            == b"65534 65534\nno\n"
+        )
+        # And what ran before does not tie the next one.
+        assert shell("readlink /proc/self/ns/net", "/bin/bash") == os.readlink("/proc/self/ns/net").encode() + b"\n"
+    with Agent(*policy(CONFINED.replace('"/bin/bash"', '"/none"'))) as agent:
+        with pytest.raises(AgentError, match=r"Failed to execute child process .*No such file"):
+            agent.call("guest-exec", path="/none", arg=["-c", "x"])
+
+
 @isolated
 def test_a_domain_with_nothing_allowed_has_no_process_and_no_capability() -> None:
     def bounding(agent: Agent) -> int:
@@ -158,7 +203,7 @@ def test_users() -> None:
         assert keys(agent, "bob") == f"guest-ssh-add-authorized-keys {no}"
         for name in ("root", "svc-root"):
             for text in (password(agent, name), keys(agent, name)):
-                assert text.endswith(" (rule root-account): no user rule names this account, whose uid is 0")
+                assert text.endswith(" (rule root-account): its uid is 0, and no user rule says root, or the number 0")
         assert "c2VjcmV0" not in agent.log()
     # Without rules everybody but uid 0; and root where it is named.
     with Agent(*policy('[commands]\nallow = ["@user"]\n')) as agent:

@@ -20,7 +20,6 @@ from privsep.accounts import resolve
 from privsep.board import Board
 from privsep.counters import Page
 from privsep.domains import BY_NAME
-from privsep.ledger import outlet
 from tests.sandbox.attacks import ATTACKS
 from tests.support.agent import PROJECT, program
 
@@ -68,7 +67,7 @@ def start(
     board = Board.create()
     board.fd = spawn.above(board.fd)
     log = spawn.above(os.dup(log))
-    ours_audit, audit = outlet()
+    ours_audit, audit = spawn.outlet()
     counters = Page.create(name)
     counters.fd = spawn.above(counters.fd)
     programs = name in BY_NAME and BY_NAME[name].programs

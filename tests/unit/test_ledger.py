@@ -15,10 +15,11 @@ import pytest
 
 from policy.model import Policy, builtin, with_lists
 from privsep import ledger as module
+from privsep import spawn
 from privsep.audit import Audit
 from privsep.auditsink import SinkError, ToFile, ToJournal, open_sink
 from privsep.counters import SIZE, nowhere, numbers_in
-from privsep.ledger import BUDGET, Ledger, outlet
+from privsep.ledger import BUDGET, Ledger
 from privsep.loop import Loop
 from protocol import tally
 from tests.support.handlers import Lines
@@ -42,7 +43,7 @@ class Trail:
         self.loop.at("end", 1e9, lambda: None)
 
     def process(self, name: str, pid: int = 5) -> tuple[Audit, int]:
-        ours, theirs = outlet()
+        ours, theirs = spawn.outlet()
         self.ledger.watch(name, pid, ours)
         return Audit(theirs, nowhere()), theirs
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policy import load
+from policy.builtin import COMMANDS, FROZEN, PROFILES
 from policy.errors import PolicyError
+from policy.keys import TABLES
+from policy.read import read
 from tests.support.agent import program
 
 FILE = '[[file]]\npath = "/srv"\n'
@@ -145,6 +151,8 @@ WRONG: list[tuple[str, list[str]]] = [
     (EXEC + "args = [1]\n", ["4:9: args must be a list of strings, not of 1"]),
     (EXEC + "time-limit = 0\n", ["4:1: time-limit must be a number of seconds from 1 to 86400, not 0"]),
     (EXEC + 'group = ""\n', ["4:1: group must be an account's name or number, not ''"]),
+    (EXEC + 'writable = ["srv"]\n', ["4:13: writable must be an absolute path, not 'srv'"]),
+    (EXEC + "network = 0\n", ["4:1: network must be true or false, not 0"]),
     (EXEC + "input = 1\n", ["4:1: input must be true or false, not 1"]),
     # -- user rules
     ("[[user]]\n", ["1:1: [[user]] needs names or uids: whose account?"]),
@@ -227,3 +235,37 @@ def test_drop_ins_are_all_read_before_it_is_told(tmp_path: Path) -> None:
         "1.toml:1:1: unknown key or table a",
         "2.toml:2:10: unknown command guest-x (did you mean guest-exec?)",
     ]
+
+
+NAMES = st.sampled_from(
+    [*(t.name for t in TABLES if t.name), *(k for t in TABLES for k in t.keys), "guest-exec", "guest-*", "@front", "x", "a b", ""]
+)  # fmt: skip
+TEXTS = st.sampled_from(
+    ["/srv", "/", "root", "*", "0-1", "64K", "guest-ping", "...", "minimal", "read", "\u20ac", "a\tb", ""]
+)
+VALUES = st.recursive(
+    TEXTS | st.integers(-2, 70000) | st.booleans() | st.floats(),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(NAMES, v, max_size=3),
+    max_leaves=8,
+)
+
+
+def toml(value: object) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case float():
+            return repr(value)
+    return json.dumps(value)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(NAMES, VALUES, max_size=5))
+def test_whatever_stands_in_a_file_it_is_read_or_refused_with_a_place(values: dict[str, object]) -> None:
+    text = "\n".join(f"{json.dumps(k)} = {toml(v)}" for k, v in values.items())
+    try:
+        read([("p", text)], base=load._profile, commands=COMMANDS, profiles=PROFILES, unlimited=FROZEN)
+    except PolicyError as e:
+        assert all(p.path == "p" and p.line and p.column and p.text.isprintable() for p in e.problems), str(e)
