@@ -162,6 +162,41 @@ def test_a_stop_while_frozen_thaws_at_once() -> None:
 
 
 @isolated
+def test_what_is_mounted_after_the_start_is_frozen_too() -> None:
+    make = "truncate -s 64M /tmp/later.img && mkfs.ext4 -q /tmp/later.img && mkdir /tmp/later && mount -o loop /tmp/later.img /tmp/later"
+    with LoopFs("ext4") as disks, Manager() as manager:
+        client = start(manager)
+        assert client.call("guest-fsfreeze-freeze") == 1
+        assert client.call("guest-fsfreeze-thaw") == 1
+        manager.run("sh", "-c", make)
+        try:
+            assert client.call("guest-fsfreeze-freeze") == 2
+            assert client.call("guest-fsfreeze-thaw") == 2
+            assert {p["mountpoint"] for p in client.call("guest-get-fsinfo")} >= {"/tmp/later", *disks.points}
+        finally:
+            manager.run("fsfreeze", "-u", "/tmp/later", check=False)  # whatever became of the above
+            manager.run("umount", "/tmp/later")
+
+
+@isolated
+def test_a_reload_by_the_manager_is_checked_and_takes_effect() -> None:
+    policy = Path("/etc/privsep-ga/policy.toml")
+    policy.parent.mkdir(exist_ok=True)
+    with Manager() as manager:
+        policy.write_text('profile = "default"\n')
+        client = start(manager)
+        assert client.call("guest-get-osinfo")
+        policy.write_text('profile = "default"\n[commands]\nallow = ["guest-no-such"]\n')
+        said = manager.systemctl("reload", SERVICE, check=False)
+        assert "failed" in said
+        assert client.call("guest-get-osinfo")
+        policy.write_text('profile = "minimal"\n')
+        manager.systemctl("reload", SERVICE)
+        with pytest.raises(AgentError, match="disabled"):
+            client.call("guest-get-osinfo")
+
+
+@isolated
 def test_a_policy_that_needs_more_fails_and_names_the_drop_in_which_then_is_enough() -> None:
     shipped = {path.stem: path.read_text() for path in DROPINS}
     with Manager() as manager:

@@ -120,6 +120,7 @@ class Manager:
         """The service as a package would install it, but with this tree's programs."""
         for target, name in (
             (program(), "/usr/sbin/privsep-ga"),
+            (str(Path(program()).with_name("privsep-gactl")), "/usr/bin/privsep-gactl"),
             (
                 str(Path(program()).resolve().parents[1] / "libexec/privsep-ga/recover"),
                 "/usr/libexec/privsep-ga/recover",
