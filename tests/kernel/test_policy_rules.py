@@ -134,6 +134,35 @@ def test_a_confined_program_writes_where_it_may_and_has_no_network() -> None:
 
 
 @isolated
+def test_masked_arguments_are_in_no_record() -> None:
+    text = """
+[commands]
+allow = ["@exec"]
+[audit]
+to = "log"
+[[exec]]
+id = "hidden"
+program = "/bin/echo"
+args = ["*"]
+env = ["*"]
+user = "nobody"
+mask = true
+[[exec]]
+id = "shown"
+program = "/usr/bin/printf"
+args = ["*"]
+user = "nobody"
+"""
+    with Agent(*policy(text)) as agent:
+        assert run(agent, "/bin/echo", "hush-hush", env=["X=hush-hush"])[1] == b"hush-hush\n"
+        assert run(agent, "/usr/bin/printf", "aloud")[1] == b"aloud"
+        refusal(agent, "guest-exec", path="/bin/echo", arg=["hush-hush", "more"])
+        log = agent.log()
+        assert "hush-hush" not in log and "aloud" in log
+        assert "by hidden" in log and "path=/bin/echo" in log
+
+
+@isolated
 def test_a_domain_with_nothing_allowed_has_no_process_and_no_capability() -> None:
     def bounding(agent: Agent) -> int:
         status = Path(f"/proc/{agent.pid}/status").read_text()
