@@ -25,6 +25,8 @@ A kind says what a value may be:
 
 from __future__ import annotations
 
+from policy.builtin import COMMANDS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,6 +77,7 @@ GIB: Final = 1 << 30
 ACCESS: Final = ("read", "write", "create")
 AUDIT_SINKS: Final = ("journal", "log", "none")
 POWER_MODES: Final = ("powerdown", "halt", "reboot", "suspend-disk", "suspend-ram", "suspend-hybrid")
+PRELOADED: Final = tuple(d for d in dict.fromkeys(COMMANDS.values()) if d != "front")
 USER_PURPOSES: Final = ("password", "keys")
 
 _ID: Final = Key(
@@ -165,6 +168,17 @@ TABLES: Final = (
         ),
         Key("exec-input", "size", "of a program's input-data", default="as many as a request has", low=0, high=GIB),
         Key("exec-output", "size", "kept of each of a program's outputs", default="16M", low=0, high=16 << 20),
+    ),
+    Table(
+        "workers",
+        "the processes that execute commands; one is started by the first request for it and leaves when it has been idle",
+        Key(
+            "preload",
+            "choices",
+            "start these behind the start of the agent, and let them stay",
+            default="none",
+            choices=PRELOADED,
+        ),
     ),
     Table(
         "audit",

@@ -45,7 +45,7 @@ class Reading:
     base      (rule id, file:line) of the profile that is started from; None: there is none
     why       command -> (rule id, file:line) where a rule of the texts decided it
     rules     what must be inside requests, in the order of the texts
-    settings  strings for workers (policy/seal.py): ssh-strict, file-buffer, exec-output; audit-to; as far as they were given
+    settings  strings for processes (policy/seal.py): ssh-strict, file-buffer, exec-output, preload; audit-to; as far as given
     """
 
     __slots__ = (
@@ -191,6 +191,9 @@ class _Folder:
             case "ssh":
                 if "strict" in read:
                     self.found.settings["ssh-strict"] = "1" if read["strict"] == ("true",) else "0"
+            case "workers":
+                if "preload" in read:
+                    self.found.settings["preload"] = " ".join(read["preload"])
             case "audit":
                 if "to" in read:
                     self.found.settings["audit-to"] = read["to"][0]

@@ -37,7 +37,7 @@ _CHARACTERS: Final = {code[1:]: character for character, code in _ESCAPES}
 # Who is told which setting.  Everybody: how to log, and which user to become.
 EVERYBODY: Final = ("verbose", "uid", "gid", "privileged", "rule", "origin")
 SETTINGS: Final = {
-    "front": ("profile", "version", "refusal"),
+    "front": ("profile", "version", "refusal", "preload"),
     "fs": ("auto-thaw", "auto-thaw-on-disconnect", "expedite-rcu", "fsfreeze-hook", "hook-limit", "statedir"),
     "thawer": ("auto-thaw", "expedite-rcu", "hook-limit"),
     "hook": ("fsfreeze-hook", "hook-limit"),

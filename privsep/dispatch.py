@@ -46,8 +46,8 @@ class Link:
 
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
-        "unread", "absent", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint", "_bulky",
-        "usual", "tail", "_head", "_window",
+        "unread", "absent", "stays", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint",
+        "usual", "tail", "_bulky", "_head", "_window",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -63,6 +63,7 @@ class Link:
         self.used_at = 0.0
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
+        self.stays = False  # it was started before anybody asked, and does not leave when it is idle
         self.absent = False  # it is to be told that the host has gone
         self.usual: list[tuple[int, int]] = []  # what poll says when there is a reply, and nothing else anywhere
         self.tail: bytes | None = None  # the last reply from behind its number, where that may be of use
@@ -298,7 +299,7 @@ class Link:
 
     def idle_at(self) -> float | None:
         """When to ask whether it may go."""
-        if self.state != UP or not self.row.idle or self.current is not None or self.queue or self._probe:
+        if self.state != UP or not self.row.idle or self.stays or self.current is not None or self.queue or self._probe:
             return None
         return self.used_at + self.row.idle
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _HANGUP: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
 REFUSAL: Final = "the command is not allowed"
+PRELOAD_AFTER: Final = 0.3  # seconds from the start, or from a request, to the first worker that is started unasked
+PRELOAD_BETWEEN: Final = 0.1  # to the next
+PRELOAD_AGAIN: Final = 2.0  # from its death
 _LAST_WORDS: Final = 0.5  # seconds for what is still to be written when the supervisor ends us
 
 
@@ -72,6 +75,9 @@ class Front:
             counts=self._counts,
         )
         self._session.sink = self._host.write
+        self._preload: list[str] = []  # domains whose workers are still to be started unasked
+        self._preload_at: float | None = None
+        self._stay(allowed, settings)
 
     # -- the loop
 
@@ -175,6 +181,11 @@ class Front:
             host.look_at = None
         self._write(now)
         self._due = session.sync_at
+        if self._preload_at is not None:
+            if now >= self._preload_at:
+                self._preload_next()
+            else:
+                self._remind(self._preload_at)
         if host.look_at is not None:
             self._remind(host.look_at)
         for link in self._by_fd.values():
@@ -296,6 +307,32 @@ class Front:
 
     # -- workers
 
+    def _stay(self, allowed: frozenset[str], settings: dict[str, str]) -> None:
+        """Which workers are started unasked and stay, by policy: one after the other, when there is nothing else to do."""
+        wanted = settings.get("preload", "").split()
+        self._preload = [
+            name for name in wanted if name in self._links and allowed.intersection(self._links[name].verbs)
+        ]
+        for name, link in self._links.items():
+            link.stays = name in self._preload
+        self._later(PRELOAD_AFTER)
+
+    def _later(self, seconds: float) -> None:
+        if self._preload:
+            self._preload_at = time.monotonic() + seconds
+            self._remind(self._preload_at)
+
+    def _preload_next(self) -> None:
+        self._preload_at = None
+        if not self._session.idle:
+            self._later(PRELOAD_AFTER)
+            return
+        link = self._links[self._preload.pop(0)]
+        if link.state == dispatch.DOWN:
+            link.state = dispatch.ASKED
+            self._ask(wiring.START | NUMBER[link.row.name])
+        self._later(PRELOAD_BETWEEN)
+
     def _dispatch(self, now: float) -> None:
         session = self._session
         while session.calls:
@@ -383,6 +420,9 @@ class Front:
         if link.queue and link.state == dispatch.DOWN:
             link.state = dispatch.ASKED
             self._ask(wiring.START | NUMBER[link.row.name])
+        elif link.stays and link.row.name not in self._preload:
+            self._preload.append(link.row.name)
+            self._later(PRELOAD_AGAIN)
 
     def _refuse(self, link: dispatch.Link, error: CommandError) -> None:
         """There is no worker to be had: fail what waits for it."""
@@ -437,6 +477,7 @@ class Front:
         os.close(fd)
         self._told.clear()
         self._session.adopt(allowed=allowed, refusal=settings.get("refusal", REFUSAL))
+        self._stay(allowed, settings)
         for link in self._links.values():
             link.moved = None  # a worker that makes room is no worker that does not work
             self._sift(link)

@@ -217,7 +217,7 @@ def _freezes(agent: Agent, disks: LoopFs) -> None:
     thaw()
     thaw()
     freeze()
-    wait_for(lambda: agent.call("guest-fsfreeze-status") == "thawed", 40)  # the deadline
+    wait_for(lambda: _ask(agent, "guest-fsfreeze-status") == "thawed", 40)  # the deadline
     thaw()
     os.kill(agent.process("front"), signal.SIGKILL)
     with contextlib.suppress(OSError, EOFError):

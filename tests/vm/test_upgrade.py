@@ -15,7 +15,8 @@ from tests.vm.harness.service import UNIT
 
 TREE = Path(__file__).resolve().parents[2]
 LATER = "privsep-ga-{}-when-idle.service"
-PATIENCE = 90.0  # the grace is 20 s; an emulated guest is slow
+SLOW = 600.0  # dpkg and the compilation of the modules in an emulated guest
+PATIENCE = 120.0  # the grace is 20 s
 
 
 @pytest.fixture(scope="module")
@@ -39,64 +40,77 @@ def state(guest: Guest, unit: str) -> str:
     return guest.check(f"systemctl show -P ActiveState {unit}").strip()
 
 
-def install(guest: Guest, packages: dict[str, bytes]) -> None:
-    """The older version, with a policy under which the host may run programs."""
+@pytest.fixture(scope="module")
+def own(guest: Guest, packages: dict[str, bytes]) -> Guest:
+    """This module's guest with the older version, and a policy under which the host may run programs."""
     for version, data in packages.items():
         guest.put(data, f"/root/{version}.deb")
-    guest.check("dpkg -i --force-confnew /root/9.0.deb", limit=300)
+    guest.check("dpkg -i --force-confnew /root/9.0.deb", limit=SLOW)
     guest.put('profile = "ansible"\n', "/etc/privsep-ga/policy.toml")
     drop = f"/etc/systemd/system/{UNIT}.d"
     guest.check(f"mkdir -p {drop} && cp /usr/share/privsep-ga/{UNIT}.d/ansible.conf {drop}/")
     guest.check(f"systemctl daemon-reload && systemctl restart {UNIT}")
+    return guest
 
 
 def run(agent: HostAgent, *words: str) -> dict[str, object]:
     pid = agent.call("guest-exec", path=words[0], arg=list(words[1:]), capture_output=True)["pid"]
-    end = time.monotonic() + 300
+    end = time.monotonic() + SLOW
     while not (status := agent.call("guest-exec-status", pid=pid))["exited"]:
         assert time.monotonic() < end
         time.sleep(0.5)
     return status
 
 
-def test_an_upgrade_by_guest_exec_ends_well_and_the_restart_follows(
-    fresh: Guest, packages: dict[str, bytes], seen: Seen
-) -> None:
+def test_an_upgrade_by_guest_exec_ends_well_and_the_restart_follows(own: Guest, seen: Seen) -> None:
     """The host upgrades the package by guest-exec: dpkg ends, its result is told, then the service is restarted"""
-    install(fresh, packages)
-    before = main_pid(fresh)
-    with fresh.agent() as agent:
+    before = main_pid(own)
+    with own.agent() as agent:
         status = run(agent, "/usr/bin/dpkg", "-i", "/root/9.1.deb")
         ended = time.monotonic()
         assert status["exitcode"] == 0, status
-        assert main_pid(fresh) == before
-        assert state(fresh, LATER.format("restart")) == "active"
-    assert fresh.check("dpkg-query -W -f '${Status} ${Version}' privsep-ga") == "install ok installed 9.1"
-    while main_pid(fresh) == before or state(fresh, UNIT) != "active":
-        assert time.monotonic() - ended < PATIENCE, fresh.check("journalctl -n 40 --no-pager")
+        assert main_pid(own) == before
+        assert state(own, LATER.format("restart")) == "active"
+    assert own.check("dpkg-query -W -f '${Status} ${Version}' privsep-ga") == "install ok installed 9.1"
+    while main_pid(own) == before or state(own, UNIT) != "active":
+        assert time.monotonic() - ended < PATIENCE, own.check("journalctl -n 40 --no-pager")
         time.sleep(1)
     took = time.monotonic() - ended
-    with fresh.agent() as agent:
+    with own.agent() as agent:
         assert agent.call("guest-ping") == {}
         assert run(agent, "/usr/bin/dpkg", "--audit")["exitcode"] == 0
-    assert fresh.check("privsep-gactl selfcheck")
+    assert own.check("privsep-gactl selfcheck")
     seen(f"restarted {took:.0f} s after the result was fetched")
 
 
-def test_a_removal_by_guest_exec_ends_well_and_the_stop_follows(
-    fresh: Guest, packages: dict[str, bytes], seen: Seen
-) -> None:
+def test_without_its_port_an_installation_does_not_wait_for_it(own: Guest, seen: Seen) -> None:
+    """Where the host gives no port the package installs at once; udev starts the service when one comes"""
+    own.qmp.call("device_del", id="agent")
+    own.qmp.wait("DEVICE_DELETED")
+    end = time.monotonic() + PATIENCE
+    while state(own, UNIT) != "inactive":
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    took = float(own.check("t=$(cut -d' ' -f1 /proc/uptime); /usr/libexec/privsep-ga/when-idle start; "
+                           "awk -v t=$t '{ print $1 - t }' /proc/uptime"))  # fmt: skip
+    assert took < 30, took
+    own.qmp.call(
+        "device_add", driver="virtserialport", bus="ports.0", nr=1, chardev="agent", id="agent", name="org.qemu.guest_agent.0"
+    )  # fmt: skip
+    with own.agent() as agent:
+        assert agent.call("guest-ping") == {}
+    seen(f"{took:.1f} s")
+
+
+def test_a_removal_by_guest_exec_ends_well_and_the_stop_follows(own: Guest, seen: Seen) -> None:
     """The host removes the package by guest-exec: dpkg ends, its result is told, then the service is stopped"""
-    install(fresh, packages)
-    with fresh.agent() as agent:
+    with own.agent() as agent:
         status = run(agent, "/usr/bin/dpkg", "--purge", "privsep-ga")
         ended = time.monotonic()
         assert status["exitcode"] == 0, status
-    while state(fresh, UNIT) == "active":
-        assert time.monotonic() - ended < PATIENCE, fresh.check("journalctl -n 40 --no-pager")
+    while state(own, UNIT) == "active":
+        assert time.monotonic() - ended < PATIENCE, own.check("journalctl -n 40 --no-pager")
         time.sleep(1)
-    left = fresh.check(
-        "find / -xdev -name '*privsep*' -not -path '/proc/*' -not -path '/root/*' -not -path '/var/log/*'"
-    )
+    left = own.check("find / -xdev -name '*privsep*' -not -path '/proc/*' -not -path '/root/*' -not -path '/var/log/*'")
     assert not [p for p in left.splitlines() if not p.startswith(f"/etc/systemd/system/{UNIT}.d")], left
     seen("no file of it is left but the administrator's drop-in")

@@ -48,7 +48,7 @@ def image(name: str) -> Path:
     if name not in NAMES:
         raise HarnessError(f"no image {name}: there are {', '.join(NAMES)}")
     hosttools.need(hosttools.IMAGE_TOOLS, hosttools.FIRMWARE)
-    with cache.locked("build", BUILD_PATIENCE):
+    with cache.locked("build", patience=BUILD_PATIENCE):
         base = _packages(enforcing=name == "selinux")
         package = None if name == "bare" else install.package()
         parts: list[str | bytes] = [base.name, guestconfig.fingerprint(), selinux.fingerprint(), install.fingerprint()]
