@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from policy.builtin import FROZEN
-from policy.decide import Decision, decide, limit_of
+from policy.decide import Decision, Ruling, limit_of
 from policy.model import UNLISTED, Policy
 from protocol.commands import BY_NAME
 from protocol.errors import CommandError
@@ -101,16 +101,18 @@ def explain(
         decision = Decision(policy.allows(command), *policy.about(command))
         inside = [r for r in scope.rules if r.kind != "rate" and _is_about(r, command)] if decision.allowed else []
         notes = [f"what is in the request is decided by {r.kind} rule {r.id} ({r.origin})" for r in inside]
+        limit = limit_of(scope, command)
+        if limit is not None and decision.allowed:
+            notes.append(f"not more than {limit[0]} a minute by {limit[1].id} ({limit[1].origin})")
+            if not limit[0]:
+                decision = Ruling.too_often(*limit)
     else:
         try:
             checked = check_arguments(row.args, arguments)
         except CommandError as e:
             raise NoRequest(e.desc) from None
-        decision = decide(scope, command, checked, uid=uid, superblocks=superblocks)
-        notes = [f"if {condition}" for condition in decision.conditions]
-    limit = limit_of(scope, command)
-    if limit is not None and decision.allowed:
-        notes.append(f"at most {limit[0]} times a minute, by {limit[1].id} ({limit[1].origin})")
+        decision = policy.decide(command, checked, uid=uid, superblocks=superblocks)
+        notes = [f"provided: {condition}" for condition in decision.conditions]
     if command in FROZEN and not decision.allowed:
         notes.append("while file systems are frozen it is allowed whatever the policy says")
     elif command not in FROZEN and decision.allowed:

@@ -12,7 +12,6 @@ import stat
 
 from policy.errors import PolicyError, Problem
 from policy.model import DEFAULT_PROFILE, Policy, builtin, check
-from policy.trust import NotTrusted, walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +43,10 @@ def choose(option: str | None, folder: str = FOLDER) -> Policy:
 def installed(folder: str = FOLDER) -> list[str]:
     """policy.toml if it is there, then the drop-ins policy.d/*.toml by name.  Raises PolicyError."""
     paths: list[str] = []
+    if not os.path.lexists(folder):
+        return paths
+    from policy.trust import NotTrusted, walk
+
     for place in (folder, f"{folder}/policy.d"):
         # Also where there is no file in it: who may write the folder may have taken one away.
         try:
@@ -159,6 +162,8 @@ def trusted_text(path: str) -> str:
     """The text of a file that only root (or, for an agent without root, its own user) can have written.
 
     Raises PolicyError naming what is wrong with the file and the command that mends it."""
+    from policy.trust import NotTrusted, walk
+
     try:
         folder, name = os.path.split(os.path.abspath(path))
         above = walk(folder + "/.", folders=True)

@@ -143,11 +143,19 @@ class Policy:
         superblocks: Sequence[Sequence[str]] | None = None,
     ) -> Decision:
         """What becomes of a request while nothing is frozen; see `policy.decide.decide`.  Raises KeyError: no such command."""
-        from policy.decide import Decision, decide
+        from policy.decide import Decision, Ruling, decide, limit_of
 
         if not self.allows(command):  # what the front refuses, thaw and status of a lenient policy among it
             return Decision(False, *self.about(command))
-        return decide(self.scope(COMMANDS[command]), command, arguments, uid=uid, superblocks=superblocks)
+        scope = self.scope(COMMANDS[command])
+        decision = decide(scope, command, arguments, uid=uid, superblocks=superblocks)
+        found = limit_of(scope, command)
+        if decision.allowed and found is not None:
+            limit, rule = found
+            if not limit:
+                return Ruling.too_often(limit, rule)
+            decision.conditions += (f"not more than {limit} a minute by {rule.id} ({rule.origin})",)
+        return decision
 
     def domains(self) -> tuple[str, ...]:
         """The domains with at least one allowed command, in the table's order; no other needs a worker."""

@@ -9,7 +9,7 @@ time zone.  Kept are its ways that decide the result:
 * The chip holds UTC, unless the third line of /etc/adjtime is LOCAL.
 
 The chip is opened before the drop: it is root's, and one process alone may have it open, so others (hwclock, chrony's
-rtcfile) find it busy as long as this worker lives.
+rtcfile) find it busy as long as this worker lives, which is why it leaves a second after its last request (its row's `idle`).
 
 Facts: rtc(4) for the ioctls and struct rtc_time; RTC_SET_TIME wants CAP_SYS_TIME and no write access
 (drivers/rtc/dev.c); range, order and texts are qemu-ga 10.2's.

@@ -134,6 +134,35 @@ def test_a_confined_program_writes_where_it_may_and_has_no_network() -> None:
 
 
 @isolated
+def test_masked_arguments_are_in_no_record() -> None:
+    text = """
+[commands]
+allow = ["@exec"]
+[audit]
+to = "log"
+[[exec]]
+id = "hidden"
+program = "/bin/echo"
+args = ["*"]
+env = ["*"]
+user = "nobody"
+mask = true
+[[exec]]
+id = "shown"
+program = "/usr/bin/printf"
+args = ["*"]
+user = "nobody"
+"""
+    with Agent(*policy(text)) as agent:
+        assert run(agent, "/bin/echo", "hush-hush", env=["X=hush-hush"])[1] == b"hush-hush\n"
+        assert run(agent, "/usr/bin/printf", "aloud")[1] == b"aloud"
+        refusal(agent, "guest-exec", path="/bin/echo", arg=["hush-hush", "more"])
+        log = agent.log()
+        assert "hush-hush" not in log and "aloud" in log
+        assert "by hidden" in log and "path=/bin/echo" in log
+
+
+@isolated
 def test_a_domain_with_nothing_allowed_has_no_process_and_no_capability() -> None:
     def bounding(agent: Agent) -> int:
         status = Path(f"/proc/{agent.pid}/status").read_text()
@@ -297,3 +326,35 @@ def test_a_trim_leaves_out_what_the_policy_does_and_says_so() -> None:
             rows = {r["path"]: r for r in agent.call("guest-fstrim")["paths"]}
             assert rows[one] == {"path": one, "error": "not allowed by policy (rule fstrim.never-mounts)"}
             assert rows[two]["trimmed"] > 0
+
+
+@isolated
+def test_the_installed_policy_and_its_drop_ins() -> None:
+    folder = Path("/etc/privsep-ga")
+    (folder / "policy.d").mkdir(parents=True)
+    folder.chmod(0o755)
+    (folder / "policy.d").chmod(0o755)
+
+    def write(name: str, text: str) -> None:
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o644)
+
+    write("policy.toml", 'profile = "default"\n[commands]\nallow = ["@exec"]\n')
+    write("policy.d/10-id.toml", '[[exec]]\nprogram = "/usr/bin/id"\nuser = "nobody"\n')
+    write("policy.d/20-block.toml", '[commands]\nblock = ["guest-get-users"]\n')
+    Path("/etc/sysconfig").mkdir()
+    Path("/etc/sysconfig").chmod(0o755)
+    Path("/etc/sysconfig/qemu-ga").write_text('FILTER_RPC_ARGS="--block-rpcs=guest-get-load"\n')
+    Path("/etc/sysconfig/qemu-ga").chmod(0o644)
+    with Agent() as agent:
+        assert b"uid=65534(nobody)" in run(agent, "/usr/bin/id")[1]
+        assert "(rule exec)" in refusal(agent, "guest-exec", path="/bin/sh")
+        for name in ("guest-get-users", "guest-get-load"):
+            with pytest.raises(AgentError, match=rf"Command {name} has been disabled: .* by policy"):
+                agent.call(name)
+        assert agent.call("guest-get-osinfo")
+    write("policy.d/30-wrong.toml", "[comands]\n")
+    for break_it in (lambda: None, lambda: (folder / "policy.d" / "30-wrong.toml").unlink() or folder.chmod(0o777)):
+        break_it()
+        with pytest.raises(RuntimeError, match="critical: /etc/privsep-ga"):
+            Agent().start()

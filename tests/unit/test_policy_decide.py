@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy import build, load
-from policy.decide import beneath, is_pattern, matches
 from policy.errors import PolicyError
 from policy.keys import TABLES, bytes_of
 from policy.model import builtin
+from policy.patterns import beneath, is_pattern, matches
 from policy.positions import Positions
 from policy.rates import WORDS, admit
 from policy.rules import KINDS, Rule, parse, scope_of
@@ -267,3 +267,31 @@ def test_what_the_profiles_show_in_comments_is_right(tmp_path: Path) -> None:
             load.from_files([str(path)], start=None if "profile =" in example else "default")
             shown += 1
     assert shown >= 4
+
+
+# -- what only the moment can say
+
+
+def test_conditions_tell_what_is_left_to_be_seen(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(
+        'profile = "ansible"\n[fsfreeze]\nnever-mounts = ["/srv"]\n[fstrim]\nonly-mounts = ["/"]\n'
+        '[rates]\nguest-fstrim = 3\nguest-set-time = 0\n[[file]]\npath = "/srv"\nowner = ["root"]\n'
+    )
+    path.chmod(0o644)
+    policy = load.from_files([str(path)])
+    freeze = policy.decide("guest-fsfreeze-freeze", {})
+    assert freeze.allowed and f"fsfreeze.never-mounts ({path}:3)" in freeze.conditions[0]
+    assert not policy.decide("guest-fsfreeze-freeze", {}, superblocks=[["/"], ["/mnt", "/srv"]]).allowed
+    assert policy.decide("guest-fsfreeze-freeze", {}, superblocks=[["/"]]).conditions == ()
+    trim = policy.decide("guest-fstrim", {})
+    assert trim.conditions == (
+        f"without the file systems that fstrim.only-mounts ({path}:5) leaves out",
+        f"not more than 3 a minute by rates.guest-fstrim ({path}:7)",
+    )
+    never = policy.decide("guest-set-time", {})
+    assert (never.allowed, never.rule, never.reason) == (False, "rates.guest-set-time", "more than 0 a minute")
+    opened = policy.decide("guest-file-open", {"path": "/srv/x", "mode": "w"})
+    assert not opened.allowed and opened.rule == "file-1" and opened.origin == f"{path}:9"
+    opened = policy.decide("guest-file-open", {"path": "/srv/x"})
+    assert opened.allowed and "the file belongs to root" in opened.conditions

@@ -90,14 +90,23 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     row = (theme, what.rstrip("."), WORDS[report.outcome], "; ".join(notes))
     if item.nodeid not in _rows or report.outcome != "passed":
         _rows[item.nodeid] = row
+        reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:  # a run takes long: say what there is
+            reporter.ensure_newline()
+            reporter.write_line(_line(row))
+
+
+def _line(row: tuple[str, str, str, str]) -> str:
+    theme, what, word, notes = row
+    return f"{word:7} {theme}: {what}" + (f"  [{notes}]" if notes else "")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not _rows:
         return
     terminalreporter.section("virtual machine", sep="-")
-    for theme, what, word, notes in _rows.values():
-        terminalreporter.write_line(f"{word:7} {theme}: {what}" + (f"  [{notes}]" if notes else ""))
+    for row in _rows.values():
+        terminalreporter.write_line(_line(row))
     name = config.getoption("--vm-image")
     lines = [
         f"Image {name}, run by {_how.get('accel', 'nothing')}.",

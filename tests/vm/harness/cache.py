@@ -9,8 +9,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 KEPT = 3  # images of one name; older ones make room
+GUEST_PATIENCE = 1800.0  # seconds to wait for the guest of another run
 _ours: set[str] = set()
 
 
@@ -28,25 +30,40 @@ def folder() -> Path:
 
 
 @contextlib.contextmanager
-def locked(name: str, patience: float) -> Iterator[None]:
-    """Hold the lock of this name.  Raises HarnessError when somebody else keeps it for longer than `patience` seconds."""
-    if name in _ours:
-        raise HarnessError(f"this run has {name} already: end the first before the second")
-    with open(folder() / f"{name}.lock", "w") as file:
-        end = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise HarnessError(f"another process has held {file.name} for {patience:g} s") from None
-                time.sleep(0.2)
+def locked(*names: str, patience: float) -> Iterator[None]:
+    """Hold one of these locks.  Raises HarnessError when others keep them all for longer than `patience` seconds."""
+    if set(names) <= _ours:
+        raise HarnessError(f"this run holds {names[0]} already: end the first before the second")
+    end = time.monotonic() + patience
+    files = {name: open(folder() / f"{name}.lock", "w") for name in names}  # noqa: SIM115
+    try:
+        while (name := next((n for n, file in files.items() if _taken(file)), None)) is None:
+            if time.monotonic() > end:
+                raise HarnessError(f"other runs have held {', '.join(names)} in {folder()} for {patience:g} s")
+            time.sleep(0.2)
         _ours.add(name)
         try:
             yield
         finally:
             _ours.discard(name)
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def _taken(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def guest_slot() -> contextlib.AbstractContextManager[None]:
+    """Leave to run a guest: one on this machine at a time, or as many as $PRIVSEP_GA_VM_GUESTS says."""
+    most = int(os.environ.get("PRIVSEP_GA_VM_GUESTS", "1"))
+    names = ("guest", *(f"guest-{n}" for n in range(2, most + 1)))
+    return locked(*names, patience=GUEST_PATIENCE)
 
 
 def place(name: str, digest: str) -> Path:

@@ -21,7 +21,7 @@ from tests.vm.harness.cache import HarnessError
 from tests.vm.harness.control import Control
 from tests.vm.harness.guestctl import PORT as CONTROL_PORT
 from tests.vm.harness.jsonlines import Silence
-from tests.vm.harness.machine import AGENT_PORT, MEMORY, PATIENCE, die_with_parent
+from tests.vm.harness.machine import AGENT_PORT, BOOT, MEMORY, PATIENCE, die_with_parent
 from tests.vm.harness.shell import Shell
 
 TOOLS = {"libvirtd": "libvirt-daemon", "virsh": "libvirt-clients"}
@@ -90,7 +90,7 @@ class Domain(Shell):
         with ExitStack() as stack:
             hosttools.need(TOOLS, FILES)
             image = images.image(self.image)
-            stack.enter_context(cache.locked("guest", PATIENCE))
+            stack.enter_context(cache.guest_slot())
             self.folder = Path(tempfile.mkdtemp(prefix="privsep-ga-vm-"))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._start_daemon(stack)
@@ -172,11 +172,11 @@ class Domain(Shell):
     def _end(self) -> None:
         self.virsh_result("destroy", self.name)
 
-    def _wait_control(self, limit: float = 300.0) -> None:
+    def _wait_control(self, limit: float = BOOT) -> None:
         end = time.monotonic() + limit
         while True:
             try:
-                self.control.ping()
+                self.control.ping(PATIENCE)
                 return
             except Silence:
                 if time.monotonic() > end:

@@ -34,7 +34,8 @@ from tests.vm.harness.shell import Shell
 
 AGENT_PORT = "org.qemu.guest_agent.0"
 MEMORY = 768  # MiB
-PATIENCE = 1800.0  # seconds to wait for the guest of another run
+BOOT = 600.0  # seconds; some 15 on an idle machine, even without KVM
+PATIENCE = 5.0  # between two questions to a guest that boots: nobody reads them yet, and the socket holds some 200
 PR_SET_PDEATHSIG = 1
 
 
@@ -81,7 +82,7 @@ class Guest(Shell):
         with ExitStack() as stack:
             self._stack = stack
             folder = images.image(self.image)
-            stack.enter_context(cache.locked("guest", PATIENCE))
+            stack.enter_context(cache.guest_slot())
             self.folder = Path(tempfile.mkdtemp(prefix="privsep-ga-vm-"))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._overlays(folder)
@@ -164,14 +165,14 @@ class Guest(Shell):
             process.kill()
             process.wait()
 
-    def wait_control(self, limit: float = 300.0) -> None:
+    def wait_control(self, limit: float = BOOT) -> None:
         """Until the guest answers."""
         end = time.monotonic() + limit
         while True:
             if self._process is not None and self._process.poll() is not None:
                 raise HarnessError(f"QEMU ended ({self._process.returncode}): {self.console()[-1500:]}")
             try:
-                self.control.ping()
+                self.control.ping(PATIENCE)
                 return
             except Silence:
                 if time.monotonic() > end:

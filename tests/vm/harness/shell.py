@@ -28,6 +28,6 @@ class Shell:
     def get(self, path: str) -> bytes:
         return self.control.get(path)
 
-    def wait_booted(self, limit: float = 300.0) -> str:
+    def wait_booted(self, limit: float = 600.0) -> str:
         """Until systemd has nothing left to start; its word for the state."""
         return self.sh("systemctl is-system-running --wait", limit).out.strip()
