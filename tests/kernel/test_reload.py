@@ -21,11 +21,13 @@ import pytest
 from privsep import ctlreload, kernelview
 from privsep.crew import FIFREEZE
 from privsep.domains import CAPABILITIES
+from privsep.log import printable
 from privsep.rundir import runtime_dir
 from tests.support.agent import LIMIT, PROJECT, Agent, AgentError, state, wait_for
 from tests.support.deadman import DeadMan, thaw
 from tests.support.loopfs import LoopFs, frozen, takes_writes
 from tests.support.namespace import isolated
+from tests.unit.test_policy_wrong import WRONG
 
 ALWAYS = ["guest-ping", "guest-info", "guest-sync", "guest-sync-delimited"]
 
@@ -158,6 +160,20 @@ def test_a_bad_policy_changes_nothing_and_is_told(path: Path, text: str, line: i
         write(path, "guest-get-osinfo", "guest-get-load")
         assert agent.reload().result == "applied"
         assert "guest-get-load" in supported(agent)
+
+
+def test_a_running_agent_keeps_its_policy_with_each_fault_that_a_file_can_have(path: Path) -> None:
+    with Reloading(path) as agent:
+        allowed, front = supported(agent), agent.process("front")
+        for text, problems in WRONG:
+            path.write_text(text)
+            report = agent.reload()
+            assert report.result == "refused", text
+            assert len(report.says) == len(problems), (text, report.says)
+            for said, problem in zip(report.says, problems, strict=True):
+                assert said.startswith(printable(f"{path}:" + problem.replace("{path}", str(path)))), (text, said)
+        assert agent.report().reloaded == len(WRONG) >= 60
+        assert (supported(agent), agent.process("front")) == (allowed, front)
 
 
 @pytest.mark.parametrize("what", ["gone", "writable", "link", "fifo", "other"])
