@@ -460,7 +460,8 @@ def test_under_load_each_answer_is_that_of_exactly_one_policy(path: Path) -> Non
                 asked.append((time.monotonic(), name))
                 agent.client.request(name)
             while len(answers) < len(asked):
-                answers.append((time.monotonic(), agent.client.reply(5)))
+                reply = agent.client.reply(5)
+                answers.append((time.monotonic(), reply))
         stop.set()
         thread.join()
         assert not failure, failure
