@@ -48,6 +48,8 @@ def status(directory: str, report: Report, *, as_json: bool) -> int:
     print_table([_HEAD, *(_cells(row) for row in rows)])
     print(_NOTE)
     for row in rows:
+        if row["selinux-type"] is not None:
+            print(f"{row['name']}: SELinux type {row['selinux-type']}")
         held = row["capabilities"]
         for word in ("inheritable", "ambient"):
             if held[word]:
@@ -110,6 +112,7 @@ def plain(process: Process, supervisor: Process | None, report: Report) -> dict[
         "seccomp": process.number("Seccomp"),
         "seccomp-filters": process.number("Seccomp_filters"),
         "landlock": None if level is None else {"level": level, "self-reported": True},
+        "selinux-type": process.label,
         "namespaces": process.namespaces,
         "own-namespaces": [
             ns
