@@ -22,7 +22,7 @@ from privsep import ctlreload, kernelview
 from privsep.crew import FIFREEZE
 from privsep.domains import CAPABILITIES
 from privsep.rundir import runtime_dir
-from tests.support.agent import LIMIT, Agent, AgentError, state, wait_for
+from tests.support.agent import LIMIT, PROJECT, Agent, AgentError, state, wait_for
 from tests.support.deadman import DeadMan, thaw
 from tests.support.loopfs import LoopFs, frozen, takes_writes
 from tests.support.namespace import isolated
@@ -592,3 +592,39 @@ def test_the_tool_says_that_a_freeze_defers_it() -> None:
         status, text = gactl(agent, "reload")
         assert status == 0 and text.startswith("deferred: frozen\n"), text
         assert agent.call("guest-fsfreeze-thaw") == 1
+
+
+# -- a front that does not listen
+
+
+@pytest.mark.root
+def test_a_front_that_does_not_listen_keeps_nothing_alive(path: Path) -> None:
+    """Stopped, as a front that was taken over would feign it: the workers obey the supervisor, and what is asked of the next
+    ones is decided by the new policy."""
+    write(path, "guest-file-open", "guest-file-read", "guest-file-close")
+    with Reloading(path) as agent:
+        handle = agent.call("guest-file-open", path="/dev/null")
+        worker, front = agent.process("file"), agent.process("front")
+        os.kill(front, signal.SIGSTOP)
+        try:
+            agent.client.request("guest-file-read", {"handle": handle})
+            write(path, "guest-file-close")
+            assert agent.reload().result == "applied"
+            wait_for(lambda: agent.processes().get("file") != worker, what="the worker ends, whatever the front does")
+            assert agent.report().outdated == []
+        finally:
+            os.kill(front, signal.SIGCONT)
+        assert "has been disabled" in agent.client.reply()["error"]["desc"]
+        assert "has not been found" in refused(agent, "guest-file-close", handle=handle)
+        assert agent.process("front") == front
+
+
+def test_the_supervisor_gets_no_parser_by_a_reload() -> None:
+    program = "import sys; import privsep.supervisor, privsep.reload, policy.rules; print(*sys.modules)"
+    libraries = [p for p in sys.path if "site-packages" in p or "dist-packages" in p]
+    line = f"import sys; sys.path[:0] = {[str(PROJECT)]!r}; sys.path += {libraries!r}; {program}"
+    run = subprocess.run([sys.executable, "-IS", "-c", line], capture_output=True, text=True, check=True)
+    assert "privsep.reread" in run.stdout.split()
+    assert not {"tomllib", "json", "msgpack", "re", "policy.read", "policy.load", "protocol.wire"} & set(
+        run.stdout.split()
+    )
