@@ -29,6 +29,7 @@ SETS = {
 NAMESPACES = ("net", "mnt", "pid", "user", "ipc", "uts")
 # proc_pid_limits(5): the limits that rows have, by the kernel's names.
 LIMITS = {"CORE": "Max core file size", "FSIZE": "Max file size", "NOFILE": "Max open files", "NPROC": "Max processes"}
+SUPERVISOR_TYPE = "privsep_ga_t"  # selinux/privsep_ga.te
 _UNLIMITED = 1 << 64
 _SETTLED = 1.0  # seconds after which a process that starts or ends has done so
 
@@ -87,6 +88,7 @@ class Process:
     age: float | None  # seconds
     limits: dict[str, int] = field(default_factory=dict)  # hard ones
     resident: int | None = None  # bytes
+    label: str | None = None  # SELinux type
 
     def number(self, key: str, base: int = 10) -> int | None:
         words = self.status.get(key, [])
@@ -192,6 +194,7 @@ def look(name: str, pid: int) -> Process:
         _age(base / "stat"),
         _limits(base / "limits"),
         int(status["VmRSS"][0]) * 1024 if "VmRSS" in status else None,
+        _label(base / "attr" / "current"),
     )
 
 
@@ -222,6 +225,15 @@ def _pss(path: Path) -> int | None:
 def _age(path: Path) -> float | None:
     started = int(path.read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+
+
+def _label(path: Path) -> str | None:
+    """The type of an SELinux context; None where another security module, or none, answers."""
+    try:
+        parts = path.read_text().rstrip("\0\n").split(":")
+    except OSError:
+        return None
+    return parts[2] if len(parts) >= 3 else None
 
 
 def _limits(path: Path) -> dict[str, int]:
@@ -344,6 +356,8 @@ def _beside(
 ) -> None:
     """What shows in comparison with the supervisor only."""
     compare("PPid", process.number("PPid"), supervisor.pid)
+    if supervisor.label == SUPERVISOR_TYPE:  # else the policy in force, if any, is not the agent's
+        compare("SELinux type", process.label, row.selinux_type)
     inherited, filters = supervisor.number("Seccomp_filters"), process.number("Seccomp_filters")
     if inherited and row.name == "front":
         inherited -= 1  # the first is started before the supervisor has its own

@@ -40,6 +40,7 @@ NEEDS = (
     (str(DEVEL), "selinux-policy-dev"),
     ("/usr/lib/python3/dist-packages/setools", "python3-setools"),
 )
+LINKING = ("secilc", "python3-setools")
 # Fetched and unpacked: the policy, and the converter of its modules to CIL.
 FETCHED = ("selinux-policy-default", "policycoreutils")
 
@@ -48,19 +49,19 @@ class BuildError(Exception):
     """The text says what failed, or what to install."""
 
 
-def missing() -> list[str]:
+def missing(*, module_only: bool = False) -> list[str]:
     """Packages that the build needs and this machine lacks."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     return [
         package
         for need, package in NEEDS
-        if not (Path(need).exists() if need.startswith("/") else shutil.which(need, path=path))
+        if not (module_only and package in LINKING)
+        and not (Path(need).exists() if need.startswith("/") else shutil.which(need, path=path))
     ]
 
 
-def install() -> None:
-    """Have the packages.  Raises BuildError when they are missing and we may not install them."""
-    lacking = missing()
+def install(lacking: list[str]) -> None:
+    """Have the packages.  Raises BuildError when we may not install them."""
     if not lacking:
         return
     command = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-y", "-q", "--no-install-recommends", *lacking]
@@ -162,13 +163,14 @@ def check(policy: Path) -> str:
 
 
 def main() -> int:
+    module_only = sys.argv[1:] == ["module"]
     os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     try:
         _run([sys.executable, "-B", str(HERE / "generate.py"), "--check"])
-        install()
+        install(missing(module_only=module_only))
         compiled = module() / f"{NAME}.pp"
         shutil.copy(compiled, OUT / f"{NAME}.pp")
-        if sys.argv[1:] == ["module"]:
+        if module_only:
             print(OUT / f"{NAME}.pp")
             return 0
         policy = link()

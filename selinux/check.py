@@ -178,6 +178,20 @@ def writers(rules: Rules) -> list[str]:
     return problems
 
 
+def conditional_paths(rules: Rules) -> list[str]:
+    """Paths that Landlock gives up to SELinux (`selinux:/proc` in a row) are closed here but for the process's own."""
+    kernels = set()
+    for attribute in ("proc_type", "sysctl_type"):
+        kernels |= set(map(str, rules.policy.lookup_typeattr(attribute).expand()))
+    return [
+        f"{row.selinux_type} may write {target}:{tclass}, which its Landlock rules leave to this policy"
+        for row in DOMAINS
+        if "selinux:/proc" in (row.paths or {})
+        for (target, tclass), perms in rules.all_of(row.selinux_type).items()
+        if target != row.selinux_type and perms & CHANGES and tclass in FILES and rules.types[target] & kernels
+    ]
+
+
 def flows(rules: Rules) -> list[str]:
     """Between the front and the passwords, over any number of our own processes and whatever they share."""
     weights = setools.PermissionMap()
@@ -254,7 +268,8 @@ def _reached(rules: Rules, source: str) -> set[str]:
         for (target, tclass), perms in place[source].items():
             shown = "self" if target == source else target
             if tclass in FILES and perms & CHANGES:
-                how = "writes" if perms & {"open", "create", "add_name"} else "writes what it was given"
+                openly = tclass == "sock_file" or perms & {"open", "create", "add_name"}
+                how = "writes" if openly else "writes what it was given"
                 found.add(f"    {how + when:26} {shown}:{tclass}")
             if "execute_no_trans" in perms:
                 found.add(f"    {'runs' + when:26} {shown}")
@@ -276,7 +291,7 @@ def main() -> int:
         REACH.write_text(table)
         return 0
     problems = []
-    for test in (capabilities, changes_of_type, ioctls, writers, flows):
+    for test in (capabilities, changes_of_type, ioctls, writers, conditional_paths, flows):
         found = test(rules)
         problems += found
         print(f"{'FAILED' if found else 'as declared'}: {test.__name__.replace('_', ' ')}")

@@ -40,9 +40,9 @@ def worker_caps(row: Domain) -> tuple[str, ...]:
     """Capabilities of the row's own type.
 
     A row with all of them holds them for the programs that it starts, which have a type of their own (`program_type`).  The
-    worker itself ends them, and lets the kernel choose them when memory runs out; exec starts them as the policy's user."""
+    worker itself ends them; exec starts them as the policy's user."""
     if "ALL" in row.caps:
-        return ("KILL", "SYS_RESOURCE", *(("SETUID", "SETGID") if row.name == "exec" else ()))
+        return ("KILL", *(("SETUID", "SETGID") if row.name == "exec" else ()))
     return tuple(row.caps)
 
 

@@ -18,7 +18,8 @@ import os
 import pwd
 import stat
 
-from policy.decide import CREATE, READ, WRITE, path_rule, refuse
+from policy.checks import CREATE, READ, WRITE, path_rule
+from policy.decision import refuse
 from policy.rules import Rule
 from policy.trust import NotTrusted, walk
 

@@ -215,6 +215,70 @@ def _steal(pidfd: int, number: int) -> int:
     return fd
 
 
+def worker_channel_full(out: Outcome) -> None:
+    """The socket from fs to the front is full and the front stopped: the reply to the freeze blocks fs."""
+    with LoopFs(*cells.FILE_SYSTEMS) as fs:
+        with (
+            Points() as points,
+            FaultAgent(points, "--policy", write_policy(cells.SHORT)) as agent,
+            Writers(fs.points) as writers,
+        ):
+            client = agent.client
+            client.sync()
+            client.call("guest-fsfreeze-status")
+            points.arm(faultpoint.UNSAID)
+            client.request("guest-fsfreeze-freeze-list", {"mountpoints": fs.points})
+            points.wait()
+            front, worker = agent.process("front"), agent.process("fs")
+            os.kill(front, signal.SIGSTOP)
+            begun = time.monotonic()
+            writers.poke(sure=True)
+            process = os.pidfd_open(worker)
+            theirs = _steal(process, _newest_socket(worker))
+            try:
+                _fill(theirs)
+                points.release()
+                wait_for(lambda: _blocks_in_a_send(worker), 3.0, "fs that blocks")
+                assert writers.watch(cells.AFTER_DEADLINE)
+            finally:
+                os.close(theirs)
+                os.close(process)
+                os.kill(front, signal.SIGCONT)
+            out.writable = {
+                p.rpartition("-")[2]: round(w.late - begun, 3) for p, w in zip(fs.points, writers.all, strict=True)
+            }
+            out.answer = reply_of(client, 3.0)
+            assert not out.answer.isdigit()
+            out.then = ask_thaw(client)
+            assert out.then == LAPSED
+            assert client.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 3
+            assert client.call("guest-fsfreeze-thaw") == 3
+
+
+def _blocks_in_a_send(pid: int) -> bool:
+    """Where the kernel tells (wchan is 0 where it does not)."""
+    return Path(f"/proc/{pid}/wchan").read_text() in ("sock_alloc_send_pskb", "0")
+
+
+def _newest_socket(pid: int) -> int:
+    """That of the front, which a worker gets last."""
+    base = Path(f"/proc/{pid}/fd")
+    return max(int(p.name) for p in base.iterdir() if os.readlink(p).startswith("socket:"))
+
+
+def _fill(fd: int) -> None:
+    """Say what is no reply until nothing more goes in."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    os.set_blocking(fd, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(fd, b"\0" + bytes(40_000))
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(fd, b"\0")
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)  # the description is the worker's too
+
+
 def log_is_full(out: Outcome) -> None:
     """Nobody reads the pipe that is the log."""
     with LoopFs(*cells.FILE_SYSTEMS) as fs:
@@ -268,6 +332,11 @@ EXTRAS: Final = (
         "control channel full",
         "the front floods the supervisor and reads nothing, the thawer is stopped",
         front_does_not_listen,
+    ),
+    Extra(
+        "worker channel full",
+        "the socket from fs to the front is full and the front stopped: fs blocks in its reply",
+        worker_channel_full,
     ),
     Extra("log full", "nobody reads the pipe that the log goes to", log_is_full),
 )

@@ -197,3 +197,25 @@ def test_the_thaw_half_runs_exactly_once_whoever_is_killed(names: str, when: str
             agent.stop()
         again = [c for c in calls() if not c.endswith("-done")]
         assert again == found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@isolated
+def test_a_stop_while_frozen_thaws_within_a_second_and_waits_for_the_thaw_hook(number: signal.Signals) -> None:
+    path = hook(f'[ "$1" = freeze ] || sleep 2; echo "$1-done" >> {CALLS}')
+    with LoopFs("ext4", "btrfs") as fs:
+        agent = Agent("--policy", write_policy(60), f"-F{path}")
+        agent.start()
+        assert agent.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 2
+        assert agent.call("guest-fsfreeze-status") == "frozen"
+        begun = time.monotonic()
+        os.kill(agent.pid, number)
+        assert all(takes_writes(p, 1.0) for p in fs.points)
+        assert calls()[-1:] != ["thaw-done"]
+        assert agent._process is not None
+        assert agent._process.wait(10) == 0
+        assert 2.0 < time.monotonic() - begun < 4.0
+        assert calls() == ["freeze", "freeze-done", "thaw", "thaw-done"]
+        with Agent("--policy", write_policy(60), directory=agent.directory) as again:
+            with pytest.raises(AgentError, match=LIMITED):
+                again.call("guest-fsfreeze-thaw")

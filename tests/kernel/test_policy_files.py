@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import errno
 import os
 import stat
 import threading
@@ -12,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from policy import load
+from privsep.runtime import Context
 from tests.support.agent import Agent, AgentError
+from tests.support.handlers import Lines, confined
 from tests.support.namespace import isolated
+from workers import file
 
 pytestmark = [pytest.mark.root]
 
@@ -298,3 +303,57 @@ def test_sizes_of_reads_and_writes() -> None:
             agent.call("guest-file-write", handle=handle, buf_b64=base64.b64encode(bytes(1023)).decode())["count"]
             == 1023
         )
+
+
+@isolated
+def test_a_worker_that_was_taken_over_reaches_nothing_beside_the_rules_paths() -> None:
+    """Behind its walls, past every decision of ours: what the kernel itself lets it open."""
+    top = tree()
+    (top / "in" / "d").mkdir()
+    os.symlink("/etc/shadow", top / "in" / "link")
+    path = Path(
+        policy(IN.replace(', "write", "create"', "") + '[[file]]\npath = "/srv/out/f"\naccess = ["write"]\n')[1]
+    )
+    found = load.from_files([str(path)])
+    ctx = Context(log=Lines(), settings={"statedir": "/run"})  # type: ignore[arg-type]
+    ctx.scope = found.scope("file")
+    file.prepare(ctx)
+    wanted = {
+        ("/srv/in/f", os.O_RDONLY): 0,
+        ("/srv/in/f", os.O_WRONLY): errno.EACCES,
+        ("/srv/in/new", os.O_WRONLY | os.O_CREAT): errno.EACCES,
+        ("/srv/in/d", os.O_RDONLY): errno.EACCES,  # a listing
+        ("/srv/in/link", os.O_RDONLY): errno.EACCES,
+        ("/srv/in/d/../../out/f", os.O_RDONLY): errno.EACCES,
+        ("/srv/out/f", os.O_WRONLY): 0,
+        ("/srv/out/f", os.O_RDONLY): errno.EACCES,
+        ("/srv/out/new", os.O_WRONLY | os.O_CREAT): errno.EACCES,
+        ("/etc/shadow", os.O_RDONLY): errno.EACCES,
+        ("/run/qga.state", os.O_WRONLY): errno.EACCES,
+        ("/run/new", os.O_WRONLY | os.O_CREAT): errno.EACCES,
+        ("/proc/self/mem", os.O_RDWR): errno.EACCES,
+        ("/dev/mem", os.O_RDONLY): errno.EACCES,
+        ("/proc/self/root/etc/shadow", os.O_RDONLY): errno.EACCES,
+    }
+
+    def attack() -> dict[tuple[str, int], int]:
+        results = {}
+        for name, flags in wanted:
+            try:
+                os.close(os.open(name, flags | os.O_NONBLOCK))
+                results[name, flags] = 0
+            except OSError as e:
+                results[name, flags] = e.errno or -1
+        return results
+
+    results = confined("file", attack, granted=ctx.granted)
+    # What is not there at all is as good.
+    assert {k: v for k, v in results.items() if v not in (wanted[k], errno.ENOENT)} == {}
+    assert results["/srv/in/f", os.O_RDONLY] == results["/srv/out/f", os.O_WRONLY] == 0
+    # The counter goes on without the folder.
+    assert confined("file", lambda: _next(ctx), granted=[]) == 1000
+    assert "fd_counter=1001" in Path("/run/qga.state").read_text()
+
+
+def _next(ctx: Context) -> int:
+    return file._table(ctx).counter.take()

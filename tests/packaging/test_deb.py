@@ -16,7 +16,7 @@ from privsep.domains import DOMAINS
 from privsep.version import VERSION
 from tests.packaging.debianroot import Root, mirror
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TREE = Path(__file__).resolve().parents[2]
 OLD, NEW = "0.0.1~old", "0.0.1"

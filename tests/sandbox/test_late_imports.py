@@ -34,7 +34,7 @@ FILES = [
     str(path.relative_to(PROJECT))
     for folder in ("privsep", "privsep/sandbox", "protocol", "workers")
     for path in sorted((PROJECT / folder).glob("*.py"))
-] + ["policy/seal.py", "policy/rules.py", "policy/decide.py", "policy/trust.py"]
+] + [f"policy/{n}.py" for n in "seal rules decide decision checks patterns rates trust".split()]
 
 
 def late(path: Path) -> set[str]:

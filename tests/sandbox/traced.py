@@ -254,7 +254,7 @@ EXCUSED = (
     ("read write", "front network time hotplug inventory", "a log line; a pipe or device in a socket's place"),
     ("clock_nanosleep", "front fs", "something else is going on at that very instant"),
     ("sched_getaffinity exit recvfrom", "thawer fs trim inventory", "how a thread begins and ends is the C library's"),
-    ("pwrite64", "thawer", "when fs did not live to put rcu_expedited back"),
+    ("pwrite64", "thawer fs", "when fs did not live to put rcu_expedited back; when somebody else has it raised"),
     ("clock_settime ioctl clock_nanosleep lseek", "time", "the clock is set in the virtual machine, never here"),
     ("fcntl getdents64 lseek pwrite64", "hotplug", "a processor or memory block that changes is the virtual machine's"),
     ("ioctl", "inventory", "a mistake of ours that the log should name"),

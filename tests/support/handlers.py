@@ -66,16 +66,17 @@ def confined(
     without: str = "",
     root: object = "",
     walls: bool = True,
+    granted: list[tuple[int, str]] | None = None,
     **settings: str,
 ) -> Any:
     """What `function` returns, or the exception it raises, in a child that is uid 0 with the row's capabilities and walls.
 
-    `without` takes a capability away: the other side of the rule.  `root` is a folder that plays `/`, `walls` False leaves
+    `without` takes a capability away: the other side of the rule.  `root` is a folder that plays `/`, `granted` what a worker's `prepare` puts in the place of the row's paths, `walls` False leaves
     Landlock and the filter away (for a test that looks around inside), `settings` are the
     policy slice's.  AssertionError when the filter ends the child."""
     row = BY_NAME[domain]
     mask = sum(1 << CAPABILITIES[name] for name in BY_NAME[domain].caps if name != without)
-    rules = rules_of(row, root=str(root), environ=os.environ, settings=settings) if walls else None
+    rules = rules_of(row, root=str(root), environ=os.environ, settings=settings, granted=granted) if walls else None
     bpf = filter_of(row, FILTERS) if walls else None
     reader, writer = os.pipe()
     pid = os.fork()

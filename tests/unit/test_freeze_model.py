@@ -2,7 +2,8 @@
 
 A model of the processes and of one file system; what the processes know in common is the real journal text, read by the real
 `fold`, and the thawer moves by the real table (`privsep/freezestate.py`).  Whoever runs reacts at once to what it can see;
-a stopped process sees nothing until it is continued.  The real processes are in tests/faults.
+a stopped process sees nothing until it is continued.  The agent is restarted, and its policy is reloaded, whenever hypothesis
+likes.  The real processes are in tests/faults.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from privsep import freezestate as fz
 from privsep.journal import Entry, Lapse, fold, hold_record, lapse_record
 
-LIMIT = 10.0  # seconds: the deadline
+LIMIT = 10.0  # seconds: the deadline of the first policy
+LIMITS = [LIMIT, 3.0, 30.0]  # of those that it is reloaded with
 LATER = 1.0  # the supervisor's comes so much later
 GRACE = 5.0
 WATCHDOG = 3.0  # the service manager's
 UP, STOPPED, DEAD = "up", "stopped", "dead"
 NEVER = float("inf")
+EVERYBODY = ["fs", "thawer", "front", "supervisor"]
 
 
 class Freeze(RuleBasedStateMachine):
@@ -30,6 +33,8 @@ class Freeze(RuleBasedStateMachine):
         self.frozen_since = 0.0
         self.journal = ""
         self.cycle = 0
+        self.limit = self.wanted = LIMIT  # of the policy in force, and of the one that waits for a thaw
+        self.cycle_limit = LIMIT  # of the freeze at hand
         # What is true, whatever anybody knows.
         self.said = 0  # cycle for which the host had success
         self.broke = 0  # cycle that was thawed although the host had success and had not asked
@@ -37,7 +42,8 @@ class Freeze(RuleBasedStateMachine):
 
     def boot(self) -> None:
         """The service manager starts the agent."""
-        self.supervisor = self.thawer = self.fs = UP
+        self.supervisor = self.thawer = self.fs = self.front = UP
+        self.limit = self.wanted
         self.armed_until = NEVER
         self.silent_since = NEVER
         self.state = fz.THAWED
@@ -69,7 +75,7 @@ class Freeze(RuleBasedStateMachine):
             self.broke = self.cycle
         self.frozen = False
         if lapse:
-            self.write(lapse_record(Lapse(self.cycle, int(LIMIT), lapse)))
+            self.write(lapse_record(Lapse(self.cycle, int(self.cycle_limit), lapse)))
         if who == "thawer":
             if not self.late:
                 self.release()
@@ -153,6 +159,10 @@ class Freeze(RuleBasedStateMachine):
         armed = self.armed_until < NEVER
         if armed and self.now >= self.armed_until:
             self.fs = self.thawer = DEAD
+        if self.front == DEAD:
+            self.front = UP
+        if self.armed_until == NEVER and not self.read().entries:
+            self.limit = self.wanted  # a reload waits until nothing is frozen
         if self.thawer == DEAD and self.fs != DEAD:
             self.fs = DEAD  # after its patience
             self.stage = "idle"
@@ -179,7 +189,7 @@ class Freeze(RuleBasedStateMachine):
             self.supervisor = self.thawer = self.fs = DEAD
         if self.supervisor == DEAD:
             # The main process is gone: the rest is killed, then ExecStopPost, then a new start.
-            self.thawer = self.fs = DEAD
+            self.thawer = self.fs = self.front = DEAD
             self.stage = "idle"
             if self.read().entries:
                 self.thaw("service manager", "the agent was killed")
@@ -196,7 +206,7 @@ class Freeze(RuleBasedStateMachine):
             self.broke = 0
         self.said = 0
 
-    @precondition(lambda self: self.fs == self.thawer == self.supervisor == UP and self.stage == "idle")
+    @precondition(lambda self: self.everybody_is_up and self.stage == "idle")
     @rule(delivered=st.booleans(), progress=st.integers(0, 3))
     def host_freezes(self, delivered: bool, progress: int) -> None:
         """As far as `progress`: registered, frozen, answered, committed."""
@@ -206,10 +216,11 @@ class Freeze(RuleBasedStateMachine):
             return
         self.cycle += 1
         self.journal = ""
-        self.write(f"begin {self.cycle} {int(LIMIT)}")
-        self.armed_until = self.now + LIMIT + LATER
+        self.cycle_limit = self.limit
+        self.write(f"begin {self.cycle} {int(self.cycle_limit)}")
+        self.armed_until = self.now + self.cycle_limit + LATER
         self.state = fz.step(self.state, fz.REGISTER)
-        self.deadline = self.now + LIMIT
+        self.deadline = self.now + self.cycle_limit
         self.committed = False
         self.late = True
         self.write(hold_record(Entry(self.cycle, 7, 1, 1, "/mnt")))
@@ -236,6 +247,7 @@ class Freeze(RuleBasedStateMachine):
     @precondition(lambda self: self.fs == self.thawer == UP and self.stage == "froze" and self.state == fz.FREEZING)
     @rule(delivered=st.booleans(), reported=st.booleans())
     def fs_answers(self, delivered: bool, reported: bool) -> None:
+        delivered = delivered and self.front == UP
         self.state = fz.step(self.state, fz.DONE)
         self.stage = "taken"
         if delivered:
@@ -244,7 +256,7 @@ class Freeze(RuleBasedStateMachine):
                 self.committed = True
                 self.write(f"commit {self.cycle}")
 
-    @precondition(lambda self: self.fs == self.thawer == UP and self.stage != "registered")
+    @precondition(lambda self: self.fs == self.thawer == self.front == UP and self.stage != "registered")
     @rule(delivered=st.booleans())
     def host_thaws(self, delivered: bool) -> None:
         held = self.frozen
@@ -270,7 +282,7 @@ class Freeze(RuleBasedStateMachine):
 
     # -- what goes wrong
 
-    @rule(who=st.sampled_from(["fs", "thawer", "supervisor"]), more=st.sampled_from(["", "fs", "thawer", "supervisor"]))
+    @rule(who=st.sampled_from(EVERYBODY), more=st.sampled_from(["", *EVERYBODY]))
     def die(self, who: str, more: str) -> None:
         for name in {who, more} - {""}:
             setattr(self, name, DEAD)
@@ -278,7 +290,7 @@ class Freeze(RuleBasedStateMachine):
                 self.stage = "idle"
         self.react()
 
-    @rule(who=st.sampled_from(["fs", "thawer", "supervisor"]), more=st.sampled_from(["", "fs", "thawer", "supervisor"]))
+    @rule(who=st.sampled_from(EVERYBODY), more=st.sampled_from(["", *EVERYBODY]))
     def stop(self, who: str, more: str) -> None:
         for name in {who, more} - {""}:
             setattr(self, name, STOPPED)
@@ -286,7 +298,7 @@ class Freeze(RuleBasedStateMachine):
             self.silent_since = self.now
         self.react()
 
-    @rule(who=st.sampled_from(["fs", "thawer", "supervisor"]))
+    @rule(who=st.sampled_from(EVERYBODY))
     def wake(self, who: str) -> None:
         if getattr(self, who) == STOPPED:
             setattr(self, who, UP)
@@ -295,7 +307,7 @@ class Freeze(RuleBasedStateMachine):
             self.fs_freezes()  # it goes on where it was
 
     @rule(
-        who=st.sampled_from([["fs"], ["thawer"], ["supervisor"], ["fs", "thawer"], ["fs", "supervisor"]]),
+        who=st.sampled_from([["fs"], ["thawer"], ["supervisor"], ["fs", "thawer"], ["fs", "supervisor"], ["front"]]),
         seconds=st.sampled_from([4.0, 11.0, 20.0]),
     )
     def sleep(self, who: list[str], seconds: float) -> None:
@@ -311,6 +323,40 @@ class Freeze(RuleBasedStateMachine):
         for _ in range(int(seconds * 2)):
             self.now += 0.5
             self.react()
+
+    # -- what an administrator does
+
+    @rule(limit=st.sampled_from(LIMITS))
+    def reload(self, limit: float) -> None:
+        """A new policy, which a freeze that is on does not see."""
+        before = self.deadline, self.armed_until
+        self.wanted = limit
+        self.react()
+        if self.armed_until < NEVER:
+            assert (self.deadline, self.armed_until) == before
+
+    @precondition(lambda self: self.supervisor == UP)
+    @rule()
+    def restart(self) -> None:
+        """The service is stopped and started: thawed on the way, by the first of them who can."""
+        why = "the agent was stopped"
+        if self.frozen and self.said == self.cycle:
+            self.broke = self.cycle
+        if self.armed_until < NEVER:
+            if self.thawer == UP and self.state in (fz.FREEZING, fz.FROZEN):
+                self.fs, self.stage = DEAD, "idle"  # it asks for the thaw and ends, or is ended
+                self.late = False
+                self.lapse(fz.ORPHANED, why)
+            elif self.read().entries:
+                self.thawer = self.fs = DEAD  # stopped: they are killed, then the journal
+                self.thaw("supervisor", why)
+        assert not self.frozen or not self.read().entries
+        self.supervisor = self.thawer = self.fs = self.front = DEAD
+        self.boot()
+
+    @property
+    def everybody_is_up(self) -> bool:
+        return all(getattr(self, name) == UP for name in EVERYBODY)
 
     # -- what always holds
 
@@ -329,7 +375,7 @@ class Freeze(RuleBasedStateMachine):
             self.silent_since + WATCHDOG if self.supervisor == STOPPED else NEVER,
         ]
         assert min(ends) < NEVER
-        assert self.now - self.frozen_since <= LIMIT + LATER + WATCHDOG
+        assert self.now - self.frozen_since <= self.cycle_limit + LATER + WATCHDOG
 
     @invariant()
     def a_freeze_that_broke_can_be_told(self) -> None:

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy import build, load
-from policy.decide import beneath, is_pattern, matches
 from policy.errors import PolicyError
 from policy.keys import TABLES, bytes_of
 from policy.model import builtin
+from policy.patterns import beneath, is_pattern, matches
 from policy.positions import Positions
 from policy.rates import WORDS, admit
 from policy.rules import KINDS, Rule, parse, scope_of

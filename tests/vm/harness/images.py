@@ -3,7 +3,8 @@
     packages            Debian 12 and what the tests use             minutes, once
     packages-selinux    the same and Debian's SELinux policy         minutes, once
     bare                packages, configured as a test guest
-    plain, selinux      the same with the agent's package installed; selinux: labelled, to be booted enforcing
+    plain, selinux      the same with the agent's package installed; selinux: with its policy module and labels, to be
+                        booted enforcing
 
 Each image is a folder: root.img (raw ext4), vmlinuz, initrd.  Its name ends in a digest of what went into it, so a
 change of the agent makes a new `plain` in seconds and leaves the packages alone.
@@ -59,6 +60,7 @@ def image(name: str) -> Path:
             if package is not None:
                 install.install(tree, package)
             if name == "selinux":
+                selinux.add_module(tree)
                 selinux.label(tree)
 
         return _make(name, digest, base, finish)

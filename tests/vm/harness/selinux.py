@@ -1,4 +1,4 @@
-"""The enforcing guest: Debian's policy, and labels set when the image is built, so that no boot relabels."""
+"""The enforcing guest: Debian's policy, the agent's module, and labels set when the image is built, so that no boot relabels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tests.vm.harness.tree import Tree
 
+MODULE = Path(__file__).resolve().parents[3] / "selinux"
+SOURCES = tuple(f"privsep_ga.{kind}" for kind in ("te", "fc", "if"))
 PACKAGES = """
     selinux-policy-default selinux-policy-dev selinux-utils policycoreutils policycoreutils-python-utils
     checkpolicy semodule-utils setools auditd m4 make
@@ -15,7 +17,7 @@ CONTEXTS = "/etc/selinux/default/contexts/files/file_contexts"
 
 
 def fingerprint() -> str:
-    return Path(__file__).read_text()
+    return "".join([Path(__file__).read_text(), *((MODULE / name).read_text() for name in SOURCES)])
 
 
 def add_packages(tree: Tree) -> None:
@@ -24,6 +26,17 @@ def add_packages(tree: Tree) -> None:
     lines = config.read_text().splitlines()
     kept = [line for line in lines if not line.startswith(("SELINUX=", "SELINUXTYPE="))]
     config.write_text("\n".join([*kept, "SELINUX=enforcing", "SELINUXTYPE=default", ""]))
+
+
+def add_module(tree: Tree) -> None:
+    """Compiled inside, by the tools of the policy that it is for; loaded by the boot."""
+    folder = tree.path("/usr/local/src/privsep-ga-selinux")
+    folder.mkdir(parents=True)
+    for name in SOURCES:
+        (folder / name).write_text((MODULE / name).read_text())
+    inside = f"/{folder.relative_to(tree.root)}"
+    make = f"make -s -C {inside} -f /usr/share/selinux/devel/Makefile NAME=default privsep_ga.pp"
+    tree.run("sh", "-ec", f"{make} && semodule -n -s default -i {inside}/privsep_ga.pp")
 
 
 def label(tree: Tree) -> None:
