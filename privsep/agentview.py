@@ -40,10 +40,19 @@ def status(directory: str, report: Report, *, as_json: bool) -> int:
             "thaws-in": left,
         }
         whole |= {"auto-thaw": report.auto_thaw, "degraded": lacking}
+        if report.reloaded:
+            whole["reload"] = {"number": report.reloaded, "result": report.result, "says": report.says}
+        whole["outdated"] = report.outdated
         print(json.dumps({**whole, "processes": rows}, indent=2))
         return 0
     print(f"policy   {report.policy}")
     print(f"frozen   {'yes' if report.frozen else 'no'}{_until(report, left)}")
+    if report.reloaded:
+        print(f"reload   {report.result}{''.join(f'; {line}' for line in report.says)}")
+    if report.outdated:
+        print(
+            f"outdated {' '.join(report.outdated)}: under an earlier policy until what they hold, or are asked, is over"
+        )
     print(f"rundir   {directory}\n")
     print_table([_HEAD, *(_cells(row) for row in rows)])
     print(_NOTE)

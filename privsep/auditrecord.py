@@ -65,6 +65,8 @@ IDENTIFIER: Final = "privsep-ga"
 PREFIX: Final = "PRIVSEP_GA_"
 ARGUMENT: Final = PREFIX + "ARG_"
 
+FRONT: Final = "front"
+_WITNESSES: Final = frozenset(("fs", "thawer"))  # of events
 _PHASES: Final = frozenset((BEGIN, END, REFUSED, EVENT))
 _EVENTS: Final = frozenset(("lapse", "recovery", "policy"))
 _RESULTS: Final = frozenset(("ok", "error", "lost"))
@@ -78,17 +80,24 @@ _INFO: Final = 6
 def stamped(
     datagram: bytes, process: str, pid: int, domains: Mapping[str, str], about: Callable[[str, str], tuple[str, str]]
 ) -> Record | None:
-    """The record, or None for what is none.
+    """The record, or None for what is none, or is not that process's to say.
 
+    A worker speaks of its own commands; the front of what it refused, or lost with a worker; fs and thawer of a freeze.
     `domains`: command -> domain; `about` gives (rule id, origin) for a command and the id of a rule about its arguments."""
     parts = datagram.decode("utf-8", "backslashreplace").split("\0")
     if len(parts) < PARTS or parts[2] not in _PHASES:
         return None
     if parts[2] == EVENT:
+        if process not in _WITNESSES:
+            return None
         return event(parts[4] if parts[4] in _EVENTS else "unknown", parts[7], process, pid, _number(parts[0]))
     said, lost, phase, number, command, rule, result, error, took, taken, given = parts[:PARTS]
     refused = phase == REFUSED
-    if command not in domains:
+    if process == FRONT:
+        if command not in domains or phase == BEGIN:
+            return None
+        result = "lost"
+    elif domains.get(command) != process:
         return None
     rule, origin = about(command, rule)
     found: Record = {"time": _instant(_number(said)), "phase": phase, "id": _number(number)}

@@ -83,7 +83,7 @@ def complaint(taken: Mapping[str, list[str]]) -> str:
     file = f"{dropin(taken)}.conf"
     return (
         f"the policy allows more than the service's unit grants ({what}): install the drop-in {file} "
-        f"(cp {FOLDER}/{file} {SERVICE}/; systemctl daemon-reload), or narrow the policy"
+        f"(install -D -m 644 -t {SERVICE} {FOLDER}/{file}; systemctl daemon-reload), or narrow the policy"
     )
 
 

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 BUDGET: Final = {"front": 64 * 1024}  # bytes a second; the front's records are refusals
 BUDGET_OF_OTHERS: Final = 4 << 20
 SECOND: Final = 1.0
-_TURN: Final = 256  # records of one process at a time
+_TURN: Final = 32  # records of one process at a time: so many are in our memory, the rest waits in the socket
+_OWN: Final = 256  # records of our own, at most, while frozen
+_LAST: Final = 256  # turns at the end: more than the sockets hold
 _SAID: Final = 60.0  # seconds between two lines of the log about the same thing
 
 
@@ -170,7 +172,7 @@ class Ledger:
     def _event(self, name: str, detail: str) -> None:
         """A record of what the supervisor does by itself."""
         self.numbers[tally.RECORDS] += 1
-        self._own = [*self._own[-_TURN:], event(name, detail, "supervisor", os.getpid(), time.time_ns() // 1000)]
+        self._own = [*self._own[1 - _OWN :], event(name, detail, "supervisor", os.getpid(), time.time_ns() // 1000)]
         self.take()
 
     def take(self) -> bool:
@@ -231,8 +233,10 @@ class Ledger:
 
     def drain(self) -> None:
         """At the end: whatever is still there."""
-        for _ in range(len(self._sources) + 2):
+        for _ in range(_LAST):
             self.resume()
+            if not self._epoll.poll(0) and not self._own:
+                return
             self.take()
 
     def _write(self, records: list[Record]) -> None:

@@ -131,6 +131,7 @@ class Reload:
         if self._held():
             self._defer()
             return
+        self._changed()  # before anything is read: who sees an older number knows that the next reload reads what is there now
         memory = os.memfd_create("privsep-ga-reload", os.MFD_CLOEXEC)
         ours = os.getpid()
         pid = os.fork()
@@ -145,7 +146,6 @@ class Reload:
         self._child = pid, pidfd, memory
         self._loop.watch(pidfd, lambda: self._read())
         self._loop.at("reload", _LIMIT, self._late)
-        self._changed()
 
     def _defer(self) -> None:
         self._waiting = True

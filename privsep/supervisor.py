@@ -10,9 +10,8 @@ Deaths:
 * the front: started again at once; workers that hold state get a new socket when the new front asks for them.
 * fs and thawer: `privsep/holder.py`.
 
-A reload (`privsep/reload.py`) puts other orders in force.  Workers whose slice differs are replaced, each between two requests; they
-are told before the front is, so none of them begins a request that the front admitted under the new policy.
-fs, thawer and hook belong together: they live under the orders that their first was started with, until all are gone.
+A reload (`privsep/reload.py`) puts another policy in force (`privsep/succession.py`).  Workers are told before the front is, so
+none of them begins a request that the front admitted under a later policy than its own.
 """
 
 from __future__ import annotations
@@ -29,20 +28,19 @@ from privsep.board import Board
 from privsep.children import KEPT, Child
 from privsep.domains import (
     BY_NAME,
-    CAPABILITIES,
     DOMAINS,
     LANDLOCK,
     LANDLOCK_UNDECLARED,
     NUMBER,
     SUPERVISOR_CAPS,
-    Domain,
 )
 from privsep.frontlog import FrontLog
 from privsep.holder import Holder
 from privsep.loop import Loop
 from privsep.notify import Notifier
-from privsep.orders import APPLIED, RESTART_NEEDED, narrower
+from privsep.orders import APPLIED, RESTART_NEEDED
 from privsep.sandbox import caps
+from privsep.succession import FREEZERS, Succession, unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +66,6 @@ _PASSING: Final = (
 )  # what keeps a program from being started for a while
 _HOPELESS: Final = 3  # fronts that ended before one was ready
 _HELPERS: Final = {"thawer": wiring.TAG_THAWER, "hook": wiring.TAG_HOOK}  # of fs, and how fs is told of its socket
-_FREEZERS: Final = ("fs", *_HELPERS)
 _REAPED: Final = 0.3  # seconds for a worker that is on its way out; then the front gets another socket to it
 _REOPEN: Final = 5.0  # seconds between attempts to open a lost channel, as the peer
 
@@ -99,8 +96,6 @@ class Supervisor:
         self._log = log
         self._ledger = ledger
         self._libexec = libexec
-        self._orders = orders
-        self._freezing_orders = orders  # those of fs, thawer and hook
         self._orders_of = orders_of
         self._read_again = read_again
         self._reopen_log = reopen_log
@@ -145,8 +140,10 @@ class Supervisor:
             changed=self._changed,
             ended=self._freeze_ended,
         )
+        self._succession = Succession(
+            orders, children=self.children, holder=self._holder, journal_pending=runfiles.journal_pending
+        )
         self._reload: Reload | None = None
-        self._settled = True  # no process is left of an earlier policy
         self.walled = False  # our own system calls are filtered, and so are those of all that we start
         self._channel: channel.Channel | None = None
         self._told_of_landlock = False
@@ -192,7 +189,7 @@ class Supervisor:
         return 1 if self._failed else 0
 
     def _warn(self) -> None:
-        if self._orders.auto_thaw == 0 and "fs" in self._orders.rows:
+        if self._succession.orders.auto_thaw == 0 and "fs" in self._succession.orders.rows:
             self._log.warning("auto-thaw is 0: a freeze that the host does not end lasts for ever")
 
     def _take_signals(self) -> None:
@@ -206,7 +203,7 @@ class Supervisor:
         """Our own bounding set: what the enabled rows and we ourselves need."""
         last = caps.last_cap()
         mask = sum(1 << n for n in (caps.number(c) for c in SUPERVISOR_CAPS))
-        for name in self._orders.rows:
+        for name in self._succession.orders.rows:
             mask |= BY_NAME[name].mask(self._available)
         mask &= self._available
         caps.limit_bounding(mask, last)
@@ -268,7 +265,7 @@ class Supervisor:
             return not child.leaving
         if self._stopping or not child.life.may_start(time.monotonic()) or self._too_early(name):
             return False
-        orders = child.orders = self._orders_for(name)
+        orders = child.orders = self._succession.orders_for(name)
         settings = {"uid": str(child.uid), "gid": str(child.gid), "privileged": "1" if self._privileged else "0"}
         if name == "front" and self._early is not None:
             early, self._early = self._early, None
@@ -335,7 +332,7 @@ class Supervisor:
     def _join_fs(self, name: str) -> None:
         """A socket between fs and its helper, which is started when it is not there."""
         fs, helper = self.children["fs"], self.children[name]
-        if name not in self._freezing_orders.rows or not fs.alive or fs.leaving:
+        if name not in self._succession.freezing.rows or not fs.alive or fs.leaving:
             return
         if not helper.alive:
             if not self._start(name):
@@ -419,7 +416,7 @@ class Supervisor:
 
     def _connect(self, name: str) -> None:
         """Give the front a socket to that worker, which is started when it is not there."""
-        if name not in self._orders_for(name).rows:
+        if name not in self._succession.orders_for(name).rows:
             return  # a hostile front, or one that has not heard of a reload yet
         front = self.children["front"]
         row = BY_NAME[name]
@@ -450,7 +447,7 @@ class Supervisor:
         child = self.children[name]
         if child.alive and child.served:
             return True
-        return any(self.children[n].going for n in (_FREEZERS if name == "fs" else (name,)))
+        return any(self.children[n].going for n in (FREEZERS if name == "fs" else (name,)))
 
     def _died(self, child: Child) -> None:
         name = child.row.name
@@ -484,7 +481,7 @@ class Supervisor:
             self._join_fs(name)  # a thaw hook may be due
         self._settle()
         # What waited for it to be gone; fs waits for its helpers too.
-        for waiting in dict.fromkeys((name, "fs" if name in _FREEZERS else name)):
+        for waiting in dict.fromkeys((name, "fs" if name in FREEZERS else name)):
             if self._loop.due(f"connect {waiting}") is not None:
                 self._loop.cancel(f"connect {waiting}")
                 self._connect(waiting)
@@ -570,12 +567,15 @@ class Supervisor:
         APPLIED is to be confirmed by the front, which may be reading what its host has sent just now."""
         orders = self._orders_of(policy)
         notes = list(policy.notes)
-        gone = [self._gone(row) for row in DOMAINS if row.name in orders.rows]
+        gone = [
+            unavailable(row, granted=self._granted, available=self._available, walled=self.walled)
+            for row in DOMAINS
+            if self._privileged and row.name in orders.rows
+        ]
         if any(gone):
             return RESTART_NEEDED, [line for line in gone if line]
-        self._orders = orders
+        self._succession.put_in_force(orders)
         notes += self._ledger.adopt(policy)
-        self._settled = False
         self._settle()
         front = self.children["front"]
         if front.alive:
@@ -583,56 +583,10 @@ class Supervisor:
         self._warn()
         return APPLIED, notes
 
-    def _gone(self, row: Domain) -> str:
-        """Why the row cannot have a process before a restart; empty when it can."""
-        if not self._privileged:
-            return ""
-        missing = row.mask(self._granted) & ~self._available
-        if missing:
-            names = [f"CAP_{c}" for c in row.caps if c != "ALL" and missing >> CAPABILITIES[c] & 1]
-            what = ", ".join(names) or "capabilities"
-            return f"restart needed: {row.name} needs {what}, which the agent has given up"
-        if self.walled and not row.filtered:
-            return f"restart needed: programs of {row.name} would inherit the agent's own filter of system calls"
-        return ""
-
-    def _orders_for(self, name: str) -> Orders:
-        """What a process that is started now is told: fs, thawer and hook what the first of them was."""
-        if name not in _FREEZERS:
-            return self._orders
-        if self._freezing_orders is not self._orders and not self._freezing():
-            self._freezing_orders = self._orders
-            self._holder.auto_thaw, self._holder.disconnect = self._orders.auto_thaw, self._orders.disconnect
-        return self._freezing_orders
-
-    def _freezing(self) -> bool:
-        """Something of a freeze is left: a process, a file system, a hook that is due."""
-        if self._holder.armed or self._holder.recovering or any(self.children[n].alive for n in _FREEZERS):
-            return True
-        return self._runfiles.journal_pending()
-
-    def _outdated(self, child: Child) -> bool:
-        """Whether the process was told something else than it would be told now.  The front is told, not replaced."""
-        name = child.row.name
-        if not child.alive or name == "front" or child.orders is self._orders:
-            return False
-        names = _FREEZERS if name in _FREEZERS else (name,)
-        return any(child.orders.slice(n) != self._orders.slice(n) for n in names)
-
     def _settle(self) -> None:
-        """After a reload: tell whom it concerns to leave, and when all have, give up what nobody needs any more."""
-        if self._settled or self._stopping or self._holder.armed or self._holder.recovering:
-            return
-        outdated = [child for child in self.children.values() if self._outdated(child)]
-        for child in outdated:
-            # thawer and hook go with fs, and fs only when nothing is frozen.
-            if child.row.channel == "front":
-                name = child.row.name
-                child.retire(firm=name != "fs" and narrower(child.orders.slice(name), self._orders.slice(name)))
-        if not outdated and all(child.up for child in self.children.values() if child.alive):
-            self._settled = True
-            if self._privileged:
-                self._limit()
+        """After a reload: have those make room whom it concerns; when all have, give up what nobody needs any more."""
+        if self._succession.settle() and self._privileged:
+            self._limit()
 
     # -- the end
 
@@ -679,7 +633,7 @@ class Supervisor:
                 fs.kill()
             return
         waiting_for_hook = fs.alive and self.children["hook"].alive and not fs.leaving
-        limit = self._freezing_orders.hook_limit + 1.0 if waiting_for_hook else _STOP_ALL
+        limit = self._succession.freezing.hook_limit + 1.0 if waiting_for_hook else _STOP_ALL
         self._loop.at("stop", limit, self._stop_kill)
         for child in self.children.values():
             if waiting_for_hook and child.row.name in ("fs", "hook", "thawer"):
@@ -699,7 +653,7 @@ class Supervisor:
 
     def _status(self) -> None:
         lines = [
-            f"policy {self._orders.policy.name}",
+            f"policy {self._succession.orders.policy.name}",
             f"frozen {int(self._holder.armed)}",
             f"process supervisor {os.getpid()}",
             f"started {self._born}",
@@ -713,12 +667,13 @@ class Supervisor:
                 lines.append(f"restarts {child.row.name} {child.life.restarts}")
         lines += self._ledger.status()
         deadline = self._holder.deadline
-        if "fs" in self._orders.rows:
-            orders = self._freezing_orders if self._holder.armed else self._orders
+        if "fs" in self._succession.orders.rows:
+            succession = self._succession
+            orders = succession.freezing if self._holder.armed else succession.orders
             lines.append(f"auto-thaw {orders.auto_thaw:g}")
         if deadline is not None:
             lines.append(f"deadline {deadline:.3f}")
-        lines += [f"outdated {child.row.name}" for child in self.children.values() if self._outdated(child)]
+        lines += [f"outdated {child.row.name}" for child in self._succession.outdated()]
         if self._reload is not None:
             lines += self._reload.status()
         self._runfiles.write_status("\n".join(lines) + "\n")

@@ -201,7 +201,8 @@ class Parser:
                 self._left = 1
             return stop
         if self._text and pos >= self._walk_to and end - pos >= bulk.LEAST:
-            taken = self._bulk(data[pos : pos + bulk.LARGEST])
+            block = data[pos : pos + bulk.LARGEST]
+            taken = 0 if bulk.is_string(block) else self._bulk(block)
             if taken:
                 return pos + taken
             self._walk_to = pos + bulk.LARGEST

@@ -126,13 +126,15 @@ def mask(part: bytes, quote: int) -> bytes:
 def string_stop(masked: bytes, quote: int) -> int:
     """The place of the first byte that ends a string or must not be in it, -1 if there is none."""
     if len(masked) > 4096:
-        groups = len(masked) & ~3
-        if base64.is_base64(masked if groups == len(masked) else masked[:groups]):
-            masked = masked[groups:]
-        elif not any(map(masked.__contains__, _STRING_STOP_LIST[quote])):
-            return -1  # three dozen memchr are quicker than one table
+        end = masked.find(quote)
+        inner = masked if end < 0 else masked[:end]
+        groups = len(inner) & ~3
+        if base64.is_base64(inner if groups == len(inner) else inner[:groups]):
+            inner = inner[groups:]
+        elif not any(map(inner.__contains__, _STRING_STOP_LIST[quote])):
+            return end  # three dozen memchr are quicker than one table
         else:
             groups = 0
-        hit = masked.translate(_STRING_STOPS[quote]).find(1)
-        return hit if hit < 0 else groups + hit
+        hit = inner.translate(_STRING_STOPS[quote]).find(1)
+        return end if hit < 0 else groups + hit
     return masked.translate(_STRING_STOPS[quote]).find(1)

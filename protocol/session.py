@@ -199,14 +199,14 @@ class Session:
         """The reply, if `data` is a request that was remembered and nothing stands before it; None: `receive` it.
 
         The caller writes it; what the channel does not take goes into `output`."""
-        if self._queue or self.output or not self._resting or self._frozen():
-            return None
+        if len(data) > _SHORT or self._queue or self.output or not self._resting or self._frozen():
+            return None  # (of a long one not even the hash is cheap)
         known = self._known.get(data)
         if known is not None:
             answer, cell = known
             self._counts[cell] += 1
             return answer if type(answer) is bytes else answer()  # type: ignore[operator]
-        if len(data) <= _SHORT and self._syncs:
+        if self._syncs:
             at = data.rfind(b":") + 1
             end = data.find(b"}", at)
             digits = data[at:end].lstrip(b" ")
@@ -221,7 +221,7 @@ class Session:
         """The request, in the queue and called, if `data` is one for a worker that was remembered and nothing stands before it.
 
         The caller gives it to its worker.  None: `receive` it."""
-        if self._queue or self.output or not self._resting or self._frozen():
+        if len(data) > _SHORT or self._queue or self.output or not self._resting or self._frozen():
             return None
         seen = self._seen.get(data)
         if seen is None or seen.known is None:
@@ -237,7 +237,7 @@ class Session:
 
     def receive(self, data: bytes, now: float) -> None:
         alone = self._resting and not self._queue
-        if alone:
+        if alone and len(data) <= _SHORT:
             seen = self._seen.get(data)
             if seen is not None:
                 self._queue.append(Request(seen))

@@ -333,5 +333,10 @@ EXTRAS: Final = (
         "the front floods the supervisor and reads nothing, the thawer is stopped",
         front_does_not_listen,
     ),
+    Extra(
+        "worker channel full",
+        "the socket from fs to the front is full and the front stopped: fs blocks in its reply",
+        worker_channel_full,
+    ),
     Extra("log full", "nobody reads the pipe that the log goes to", log_is_full),
 )

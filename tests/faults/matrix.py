@@ -117,7 +117,7 @@ def document(found: dict[str, dict[str, Any]], took: float, repeated: int) -> st
         f"Run on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, Linux {platform.release()}, {os.cpu_count()} cores, "
         f"{took / 60:.1f} minutes: {cells.CELLS} cells and {len(extras.EXTRAS)} more situations, "
         f"{'all green' if not reds else f'{reds} runs RED'}"
-        f"{f' ({repeated} of the {len(found)} runs repeated by themselves, the machine being busy)' if repeated else ''}.",
+        f"{f' ({repeated} of the {len(found)} runs on a second try, alone: the machine was busy)' if repeated else ''}.",
         "",
         *_READING.splitlines(),
         "",

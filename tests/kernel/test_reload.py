@@ -21,11 +21,13 @@ import pytest
 from privsep import ctlreload, kernelview
 from privsep.crew import FIFREEZE
 from privsep.domains import CAPABILITIES
+from privsep.log import printable
 from privsep.rundir import runtime_dir
-from tests.support.agent import LIMIT, Agent, AgentError, state, wait_for
+from tests.support.agent import LIMIT, PROJECT, Agent, AgentError, state, wait_for
 from tests.support.deadman import DeadMan, thaw
 from tests.support.loopfs import LoopFs, frozen, takes_writes
 from tests.support.namespace import isolated
+from tests.unit.test_policy_wrong import WRONG
 
 ALWAYS = ["guest-ping", "guest-info", "guest-sync", "guest-sync-delimited"]
 
@@ -158,6 +160,20 @@ def test_a_bad_policy_changes_nothing_and_is_told(path: Path, text: str, line: i
         write(path, "guest-get-osinfo", "guest-get-load")
         assert agent.reload().result == "applied"
         assert "guest-get-load" in supported(agent)
+
+
+def test_a_running_agent_keeps_its_policy_with_each_fault_that_a_file_can_have(path: Path) -> None:
+    with Reloading(path) as agent:
+        allowed, front = supported(agent), agent.process("front")
+        for text, problems in WRONG:
+            path.write_text(text)
+            report = agent.reload()
+            assert report.result == "refused", text
+            assert len(report.says) == len(problems), (text, report.says)
+            for said, problem in zip(report.says, problems, strict=True):
+                assert said.startswith(printable(f"{path}:" + problem.replace("{path}", str(path)))), (text, said)
+        assert agent.report().reloaded == len(WRONG) >= 60
+        assert (supported(agent), agent.process("front")) == (allowed, front)
 
 
 @pytest.mark.parametrize("what", ["gone", "writable", "link", "fifo", "other"])
@@ -343,6 +359,37 @@ def test_a_reload_waits_for_the_thaw() -> None:
 
 @pytest.mark.root
 @pytest.mark.loop
+@pytest.mark.parametrize("victims", [["fs"], ["front"], ["fs", "front"]], ids="+".join)
+@isolated
+def test_deaths_while_a_reload_waits_for_the_thaw(victims: list[str]) -> None:
+    """The next policy knows no freeze: whoever is started again meanwhile goes by the one that the freeze began under."""
+    path = Path("/tmp/policy.toml")
+    freeze = ("guest-fsfreeze-freeze-list", "guest-fsfreeze-thaw", "guest-fsfreeze-status")
+    write(path, *freeze, more="[fsfreeze]\nauto-thaw = 30\n")
+    with LoopFs("ext4") as fs, DeadMan(40, *fs.points), Reloading(path) as agent:
+        assert agent.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 1
+        agent.call("guest-ping")
+        write(path, "guest-get-load")
+        assert agent.reload().result == "deferred"
+        for name in victims:
+            pid = agent.process(name)
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda n=name, p=pid: agent.processes().get(n) not in (None, p), what=f"another {name}")
+        client = agent.connect() if "front" in victims else agent.client
+        client.sync()
+        assert client.call("guest-fsfreeze-status") == "frozen"
+        assert frozen(fs.points[0])
+        assert client.call("guest-fsfreeze-thaw") == 1
+        wait_for(lambda: agent.report().result == "applied", what="the deferred reload")
+        wait_for(lambda: not {"fs", "thawer"} & set(agent.processes()), what="those of the freeze make room")
+        with pytest.raises(AgentError, match="disabled"):
+            client.call("guest-fsfreeze-status")
+        assert client.call("guest-get-load")["load1m"] >= 0
+        assert takes_writes(fs.points[0])
+
+
+@pytest.mark.root
+@pytest.mark.loop
 @isolated
 def test_a_bad_policy_that_was_deferred_is_refused_after_the_thaw() -> None:
     path = Path("/tmp/policy.toml")
@@ -444,7 +491,8 @@ def test_under_load_each_answer_is_that_of_exactly_one_policy(path: Path) -> Non
                 asked.append((time.monotonic(), name))
                 agent.client.request(name)
             while len(answers) < len(asked):
-                answers.append((time.monotonic(), agent.client.reply(5)))
+                reply = agent.client.reply(5)
+                answers.append((time.monotonic(), reply))
         stop.set()
         thread.join()
         assert not failure, failure
@@ -592,3 +640,39 @@ def test_the_tool_says_that_a_freeze_defers_it() -> None:
         status, text = gactl(agent, "reload")
         assert status == 0 and text.startswith("deferred: frozen\n"), text
         assert agent.call("guest-fsfreeze-thaw") == 1
+
+
+# -- a front that does not listen
+
+
+@pytest.mark.root
+def test_a_front_that_does_not_listen_keeps_nothing_alive(path: Path) -> None:
+    """Stopped, as a front that was taken over would feign it: the workers obey the supervisor, and what is asked of the next
+    ones is decided by the new policy."""
+    write(path, "guest-file-open", "guest-file-read", "guest-file-close")
+    with Reloading(path) as agent:
+        handle = agent.call("guest-file-open", path="/dev/null")
+        worker, front = agent.process("file"), agent.process("front")
+        os.kill(front, signal.SIGSTOP)
+        try:
+            agent.client.request("guest-file-read", {"handle": handle})
+            write(path, "guest-file-close")
+            assert agent.reload().result == "applied"
+            wait_for(lambda: agent.processes().get("file") != worker, what="the worker ends, whatever the front does")
+            assert agent.report().outdated == []
+        finally:
+            os.kill(front, signal.SIGCONT)
+        assert "has been disabled" in agent.client.reply()["error"]["desc"]
+        assert "has not been found" in refused(agent, "guest-file-close", handle=handle)
+        assert agent.process("front") == front
+
+
+def test_the_supervisor_gets_no_parser_by_a_reload() -> None:
+    program = "import sys; import privsep.supervisor, privsep.reload, policy.rules; print(*sys.modules)"
+    libraries = [p for p in sys.path if "site-packages" in p or "dist-packages" in p]
+    line = f"import sys; sys.path[:0] = {[str(PROJECT)]!r}; sys.path += {libraries!r}; {program}"
+    run = subprocess.run([sys.executable, "-IS", "-c", line], capture_output=True, text=True, check=True)
+    assert "privsep.reread" in run.stdout.split()
+    assert not {"tomllib", "json", "msgpack", "re", "policy.read", "policy.load", "protocol.wire"} & set(
+        run.stdout.split()
+    )

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ pytestmark = [
 
 OPTIONS = "-m unix-listen -p /tmp/ga.sock -t /tmp/state"
 GACTL = str(Path(sys.executable).parent / "privsep-gactl")
+KEY = "ssh-ed25519 " + base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(range(32))).decode() + " one"
 LOGGED = "[Service]\nStandardError=append:/tmp/agent.log\n"
 
 
@@ -213,3 +215,59 @@ def test_a_policy_that_needs_more_fails_and_names_the_drop_in_which_then_is_enou
         shown = base64.b64decode(status["out-data"]).decode()
         assert f"CapBnd:\t{field(manager.pid, 'CapBnd')}" in shown
         assert "Seccomp:\t0" in shown
+
+
+@isolated
+def test_the_small_drop_ins_are_enough_for_passwords_files_and_keys() -> None:
+    shipped = {path.stem: path.read_text() for path in DROPINS}
+    policy = Path("/etc/privsep-ga/policy.toml")
+    policy.parent.mkdir(exist_ok=True)
+    policy.write_text('profile = "default"\n[commands]\nallow = ["@user", "@file", "@ssh"]\n')
+    subprocess.run(["useradd", "-m", "served"], check=True, capture_output=True)
+    with Manager() as manager:
+        client = start(manager, user=shipped["user"], file=shipped["file"])
+        before = Path("/etc/shadow").read_text()
+        password = base64.b64encode(b"a new one").decode()
+        client.call("guest-set-user-password", username="served", password=password, crypted=False)
+        assert Path("/etc/shadow").read_text() != before
+        client.call("guest-ssh-add-authorized-keys", username="served", keys=[KEY])
+        assert KEY in Path("/home/served/.ssh/authorized_keys").read_text()
+        assert os.stat("/home/served/.ssh/authorized_keys").st_uid == os.stat("/home/served").st_uid
+        Path("/home/served/private").write_text("x")
+        os.chmod("/home/served/private", 0o600)
+        os.chown("/home/served/private", os.stat("/home/served").st_uid, -1)
+        handle = client.call("guest-file-open", path="/home/served/private", mode="r")
+        assert client.call("guest-file-read", handle=handle)["buf-b64"] == "eA=="
+        assert json.loads(manager.run(GACTL, "selfcheck", "--json", "--rundir", "/run/privsep-ga"))["differences"] == []
+
+
+@isolated
+def test_systemctl_reload_puts_a_policy_in_force_and_fails_where_the_old_one_stays() -> None:
+    policy = Path("/etc/privsep-ga/policy.toml")
+    policy.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(text: str) -> None:
+        policy.write_text(f'profile = "default"\n{text}')
+        policy.chmod(0o644)
+
+    write("")
+    with Manager() as manager:
+        client = start(manager)
+        main = manager.main_pid()
+        assert client.call("guest-get-load")
+        write('[commands]\nblock = ["guest-get-load"]\n')
+        manager.systemctl("reload", SERVICE)
+        with pytest.raises(AgentError, match="disabled"):
+            client.call("guest-get-load")
+        write('[commands]\nblock = ["guest-get-lode"]\n')
+        assert "failed" in manager.systemctl("reload", SERVICE, check=False)
+        with pytest.raises(AgentError, match="disabled"):
+            client.call("guest-get-load")
+        write('[commands]\nallow = ["guest-set-user-password"]\n')  # for which the unit grants too little
+        assert "failed" in manager.systemctl("reload", SERVICE, check=False)
+        assert client.call("guest-ping") == {}
+        write("")
+        manager.systemctl("reload", SERVICE)
+        assert client.call("guest-get-load")
+        assert manager.systemctl("is-active", SERVICE).strip() == "active"
+        assert manager.main_pid() == main

@@ -292,6 +292,15 @@ def test_the_complaint_names_the_narrowest_drop_in(rows: set[str], wanted: str) 
     assert f" {wanted}.conf " in granted.complaint(taken)
 
 
+def test_the_command_in_the_complaint_installs_the_drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(granted, "FOLDER", str(UNIT.parent / "privsep-ga.service.d"))
+    monkeypatch.setattr(granted, "SERVICE", str(tmp_path / "new" / "privsep-ga.service.d"))
+    said = granted.complaint(granted.withheld({"exec", "file"}, status(NARROW, 12), status(FULL)))
+    command = said[said.index("(install ") + 1 : said.index("; systemctl daemon-reload")]
+    subprocess.run(command.split(), check=True)
+    assert (tmp_path / "new" / "privsep-ga.service.d" / "ansible.conf").exists()
+
+
 def test_what_the_service_manager_has_not_either_is_not_the_units_fault() -> None:
     assert granted.withheld({"exec", "file"}, status(NARROW, 1, 1), status(NARROW, 1, 1)) == {}
 

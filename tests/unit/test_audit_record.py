@@ -28,7 +28,12 @@ def about(command: str, rule: str) -> tuple[str, str]:
     return (rule, "a file:7") if rule else ("commands.allow", "policy.toml:3")
 
 
-def stamp(datagram: bytes, process: str = "front", pid: int = 42) -> auditrecord.Record | None:
+def stamp(datagram: bytes, process: str = "", pid: int = 42) -> auditrecord.Record | None:
+    """By default of the process that may say such a thing."""
+    parts = datagram.split(b"\0")
+    if not process and len(parts) > 4:
+        owner = COMMANDS.get(parts[4].decode(errors="replace"), "thawer")
+        process = "front" if parts[2] == b"refused" else owner
     return stamped(datagram, process, pid, COMMANDS, about)
 
 
@@ -72,7 +77,7 @@ def test_begin_and_end_of_one_request(wire: tuple[Audit, socket.socket]) -> None
     begin = received(ours)
     assert begin.pop("time").endswith("Z")  # type: ignore[union-attr]
     assert begin == {
-        "phase": "begin", "id": 7, "process": "front", "pid": 42, "command": "guest-file-open", "domain": "file",
+        "phase": "begin", "id": 7, "process": "file", "pid": 42, "command": "guest-file-open", "domain": "file",
         "decision": "allow", "rule": "commands.allow", "origin": "policy.toml:3",
         "arguments": {"path": "/a b", "mode": "r"},
     }  # fmt: skip
@@ -210,7 +215,10 @@ def test_no_datagram_makes_a_second_line_or_field(data: bytes) -> None:
         forged = list(parts)
         if phase is not None and len(parts) > 2:
             forged[2] = phase
-        record = stamp(b"\0".join(forged), "file", 5)
+        if len(forged) > 4 and phase is not None:
+            forged[4] = b"guest-file-open"
+        process = "fs" if phase == b"event" else "file"
+        record = stamp(b"\0".join(forged), process, 5)
         if record is None:
             continue
         line = as_json(record)
@@ -218,9 +226,9 @@ def test_no_datagram_makes_a_second_line_or_field(data: bytes) -> None:
         whole = json.loads(line, object_pairs_hook=lambda pairs: pairs)
         keys = [k for k, _ in whole]
         assert len(set(keys)) == len(keys) and set(keys) <= set(KEYS)
-        assert ("process", "file") in whole and ("pid", 5) in whole
+        assert ("process", process) in whole and ("pid", 5) in whole
         fields = native(as_journal(record))
-        assert [v for k, v in fields if k == "PRIVSEP_GA_PROCESS"] == [b"file"]
+        assert [v for k, v in fields if k == "PRIVSEP_GA_PROCESS"] == [process.encode()]
         assert [v for k, v in fields if k == "MESSAGE_ID"] == [auditrecord.MESSAGE_ID.encode()]
         assert as_text(record).isprintable()
 
@@ -239,6 +247,33 @@ def test_a_forged_name_is_a_value_like_any_other() -> None:
     fields = native(as_journal(record))
     assert [v for k, v in fields if k == "PRIVSEP_GA_PROCESS"] == [b"front"]
     assert dict(fields)["PRIVSEP_GA_ERROR"] == evil.encode()
+
+
+@pytest.mark.parametrize(
+    ("process", "phase", "command", "good"),
+    [
+        ("exec", "begin", "guest-exec", True),
+        ("exec", "end", "guest-exec", True),
+        ("exec", "refused", "guest-exec", True),
+        ("exec", "begin", "guest-file-open", False),
+        ("thawer", "begin", "guest-fsfreeze-thaw", False),
+        ("front", "refused", "guest-exec", True),
+        ("front", "begin", "guest-exec", False),
+        ("front", "end", "guest-exec", True),
+        ("fs", "event", "lapse", True),
+        ("thawer", "event", "lapse", True),
+        ("front", "event", "lapse", False),
+        ("exec", "event", "lapse", False),
+        ("exec", "begin", "no-such-command", False),
+        ("front", "refused", "no-such-command", False),
+    ],
+)
+def test_a_process_says_what_is_its_to_say(process: str, phase: str, command: str, good: bool) -> None:
+    datagram = "\0".join(["1", "0", phase, "3", command, "", "ok", "", "5", "6", "7"]).encode()
+    record = stamp(datagram, process)
+    assert (record is not None) == good
+    if record is not None and phase == "end":  # the front cannot say that something went well
+        assert record["result"] == ("lost" if process == "front" else "ok")
 
 
 @given(st.text() | st.text(st.characters(min_codepoint=0xD7F0, max_codepoint=0xE010)))

@@ -84,6 +84,18 @@ def test_what_a_process_said_before_it_died_is_written(trail: Trail) -> None:
     assert trail.ledger._sources == {}
 
 
+def test_what_is_left_at_the_end_is_written(trail: Trail) -> None:
+    file, fd = trail.process("file")
+    fs, _ = trail.process("fs")
+    for number in range(100):
+        file.begin(number, "guest-file-open", [])
+    fs.begin(100, "guest-fsfreeze-thaw", [])
+    os.close(fd)
+    begun = time.monotonic()
+    trail.ledger.drain()
+    assert sorted(r["id"] for r in trail.records()) == list(range(101)) and time.monotonic() - begun < 5  # type: ignore[type-var]
+
+
 def test_nothing_is_written_while_frozen_and_all_of_it_after(trail: Trail) -> None:
     fs, fd = trail.process("fs")
     trail.ledger.frozen(True)
@@ -116,7 +128,7 @@ def test_while_frozen_a_socket_that_is_full_drops_and_says_so_later(trail: Trail
         assert made < 10_000
     assert made > 100  # as many at least are kept
     trail.ledger.frozen(False)
-    trail.turn(made // 200 + 2)
+    trail.turn(made // 30 + 2)
     fs.begin(made, "guest-fsfreeze-thaw", [])
     trail.turn()
     records = trail.records()
@@ -176,7 +188,8 @@ def test_a_full_disk_loses_whole_records_and_says_so(tmp_path: Path) -> None:
             kept = len(trail.records())  # each line is whole
             lost = numbers_in(os.pread(trail.ledger.counters("supervisor").fd, SIZE, 0))[tally.DROPPED]
             assert 0 < kept < 50 and kept + lost == 50, (kept, lost)
-            assert trail.log.lines == [f"{lost} audit records were lost: file:{tmp_path}/audit.jsonl did not take them"]
+            (line,) = trail.log.lines  # once a minute
+            assert line.endswith(f" audit records were lost: file:{tmp_path}/audit.jsonl did not take them")
             status = 0
         finally:
             os._exit(status)
