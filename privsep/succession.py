@@ -105,7 +105,9 @@ def unavailable(row: Domain, *, granted: int, available: int, walled: bool) -> s
     if missing:
         names = [f"CAP_{c}" for c in row.caps if c != "ALL" and missing >> CAPABILITIES[c] & 1]
         what = ", ".join(names) or "capabilities"
-        return f"restart needed: {row.name} needs {what}, which the agent has given up"
+        if missing & granted:
+            return f"restart needed: {row.name} needs {what}, which the agent has given up"
+        return f"restart needed: {row.name} needs {what}, which the agent was not started with: see the service's unit"
     if walled and not row.filtered:
         return f"restart needed: programs of {row.name} would inherit the agent's own filter of system calls"
     return ""

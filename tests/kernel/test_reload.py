@@ -359,6 +359,37 @@ def test_a_reload_waits_for_the_thaw() -> None:
 
 @pytest.mark.root
 @pytest.mark.loop
+@pytest.mark.parametrize("victims", [["fs"], ["front"], ["fs", "front"]], ids="+".join)
+@isolated
+def test_deaths_while_a_reload_waits_for_the_thaw(victims: list[str]) -> None:
+    """The next policy knows no freeze: whoever is started again meanwhile goes by the one that the freeze began under."""
+    path = Path("/tmp/policy.toml")
+    freeze = ("guest-fsfreeze-freeze-list", "guest-fsfreeze-thaw", "guest-fsfreeze-status")
+    write(path, *freeze, more="[fsfreeze]\nauto-thaw = 30\n")
+    with LoopFs("ext4") as fs, DeadMan(40, *fs.points), Reloading(path) as agent:
+        assert agent.call("guest-fsfreeze-freeze-list", mountpoints=fs.points) == 1
+        agent.call("guest-ping")
+        write(path, "guest-get-load")
+        assert agent.reload().result == "deferred"
+        for name in victims:
+            pid = agent.process(name)
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda n=name, p=pid: agent.processes().get(n) not in (None, p), what=f"another {name}")
+        client = agent.connect() if "front" in victims else agent.client
+        client.sync()
+        assert client.call("guest-fsfreeze-status") == "frozen"
+        assert frozen(fs.points[0])
+        assert client.call("guest-fsfreeze-thaw") == 1
+        wait_for(lambda: agent.report().result == "applied", what="the deferred reload")
+        wait_for(lambda: not {"fs", "thawer"} & set(agent.processes()), what="those of the freeze make room")
+        with pytest.raises(AgentError, match="disabled"):
+            client.call("guest-fsfreeze-status")
+        assert client.call("guest-get-load")["load1m"] >= 0
+        assert takes_writes(fs.points[0])
+
+
+@pytest.mark.root
+@pytest.mark.loop
 @isolated
 def test_a_bad_policy_that_was_deferred_is_refused_after_the_thaw() -> None:
     path = Path("/tmp/policy.toml")

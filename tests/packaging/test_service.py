@@ -239,3 +239,35 @@ def test_the_small_drop_ins_are_enough_for_passwords_files_and_keys() -> None:
         handle = client.call("guest-file-open", path="/home/served/private", mode="r")
         assert client.call("guest-file-read", handle=handle)["buf-b64"] == "eA=="
         assert json.loads(manager.run(GACTL, "selfcheck", "--json", "--rundir", "/run/privsep-ga"))["differences"] == []
+
+
+@isolated
+def test_systemctl_reload_puts_a_policy_in_force_and_fails_where_the_old_one_stays() -> None:
+    policy = Path("/etc/privsep-ga/policy.toml")
+    policy.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(text: str) -> None:
+        policy.write_text(f'profile = "default"\n{text}')
+        policy.chmod(0o644)
+
+    write("")
+    with Manager() as manager:
+        client = start(manager)
+        main = manager.main_pid()
+        assert client.call("guest-get-load")
+        write('[commands]\nblock = ["guest-get-load"]\n')
+        manager.systemctl("reload", SERVICE)
+        with pytest.raises(AgentError, match="disabled"):
+            client.call("guest-get-load")
+        write('[commands]\nblock = ["guest-get-lode"]\n')
+        assert "failed" in manager.systemctl("reload", SERVICE, check=False)
+        with pytest.raises(AgentError, match="disabled"):
+            client.call("guest-get-load")
+        write('[commands]\nallow = ["guest-set-user-password"]\n')  # for which the unit grants too little
+        assert "failed" in manager.systemctl("reload", SERVICE, check=False)
+        assert client.call("guest-ping") == {}
+        write("")
+        manager.systemctl("reload", SERVICE)
+        assert client.call("guest-get-load")
+        assert manager.systemctl("is-active", SERVICE).strip() == "active"
+        assert manager.main_pid() == main

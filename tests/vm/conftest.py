@@ -87,7 +87,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             str(call.excinfo.value).strip().splitlines()[0][:200] if call.excinfo and str(call.excinfo.value) else ""
         )
     theme = item.path.stem.removeprefix("test_").replace("_", " ")
-    row = (theme, what.rstrip("."), WORDS[report.outcome], "; ".join(notes))
+    row = (theme, what.rstrip("."), WORDS[report.outcome], " ".join("; ".join(notes).split()))
     if item.nodeid not in _rows or report.outcome != "passed":
         _rows[item.nodeid] = row
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")

@@ -62,7 +62,7 @@ def _taken(file: TextIO) -> bool:
 def guest_slot() -> contextlib.AbstractContextManager[None]:
     """Leave to run a guest: one on this machine at a time, or as many as $PRIVSEP_GA_VM_GUESTS says."""
     most = int(os.environ.get("PRIVSEP_GA_VM_GUESTS", "1"))
-    names = ("guest", *(f"guest-{n}" for n in range(2, most + 1)))
+    names = (*(f"guest-{n}" for n in range(2, most + 1)), "guest")  # the last is what everybody else waits for
     return locked(*names, patience=GUEST_PATIENCE)
 
 

@@ -14,8 +14,8 @@ USER, PASSWORD = "tester", "old-password"
 
 FSTAB = """\
 /dev/vda /         ext4 defaults,errors=remount-ro 0 0
-/dev/vdb /mnt/ext4 ext4 defaults,nofail 0 0
-/dev/vdc /mnt/xfs  xfs  defaults,nofail 0 0
+/dev/vdb /mnt/ext4 ext4 defaults,nofail,x-systemd.device-timeout=600 0 0
+/dev/vdc /mnt/xfs  xfs  defaults,nofail,x-systemd.device-timeout=600 0 0
 """
 NETWORK = f"""\
 [Match]

@@ -28,6 +28,9 @@ TOOLS = {"libvirtd": "libvirt-daemon", "virsh": "libvirt-clients"}
 FILES = {"/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so": "libvirt-daemon-driver-qemu"}
 FOLDERS = {"etc": "/etc/libvirt", "var": "/var/lib/libvirt", "cache": "/var/cache/libvirt", "run": "/run/libvirt"}
 
+# A process namespace too: when its first process is killed, so are the guests, which libvirtd would leave behind.
+UNSHARE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
+
 QEMU_CONF = """\
 user = "root"
 group = "root"
@@ -114,13 +117,20 @@ class Domain(Shell):
         for name, place in FOLDERS.items():
             (self.folder / name).mkdir()
             lines.append(f"mkdir -p {place} && mount --bind {self.folder / name} {place}")
+        # Debian's build looks its own account up before it reads who is to be used instead.
+        for name, row in (
+            ("passwd", "libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin"),
+            ("group", "libvirt-qemu:x:64055:"),
+        ):
+            (self.folder / name).write_text(Path(f"/etc/{name}").read_text() + row + "\n")
+            lines.append(f"mount --bind {self.folder / name} /etc/{name}")
         (self.folder / "etc/qemu.conf").write_text(QEMU_CONF)
         (self.folder / "etc/libvirtd.conf").write_text(DAEMON_CONF)
         lines.append("exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid")
         script = " && ".join(lines)
         with open(self.folder / "libvirtd.log", "wb") as log:
             daemon = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+                [*UNSHARE, "sh", "-c", script],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -183,7 +193,7 @@ class Domain(Shell):
                     raise HarnessError(f"no guest after {limit:g} s") from None
 
     def virsh_result(self, *words: str, limit: float = 180.0) -> subprocess.CompletedProcess[str]:
-        command = ["virsh", "--quiet", "-c", self.uri, *words]
+        command = ["virsh", "-c", self.uri, *words]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit)
 
     def virsh(self, command: str, *words: str, named: bool = True) -> str:

@@ -1,0 +1,79 @@
+"""What each profile lets the host do with programs and files."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from tests.vm.harness.hostagent import HostAgent, Refused
+from tests.vm.harness.machine import Guest
+from tests.vm.harness.seen import Seen
+from tests.vm.harness.service import UNIT, log, set_policy
+
+SHIPPED = ("minimal", "backup", "default", "ansible", "qemu-ga")
+DROPINS = {"ansible": "ansible", "qemu-ga": "qemu-ga"}
+WITH_PROGRAMS = ("ansible", "qemu-ga")
+
+
+def write(agent: HostAgent, path: str, data: bytes) -> None:
+    handle = agent.call("guest-file-open", path=path, mode="w")
+    try:
+        agent.call("guest-file-write", handle=handle, buf_b64=base64.b64encode(data).decode())
+    finally:
+        agent.call("guest-file-close", handle=handle)
+
+
+def read(agent: HostAgent, path: str) -> bytes:
+    handle = agent.call("guest-file-open", path=path)
+    data = b""
+    while True:
+        piece = agent.call("guest-file-read", handle=handle, count=1 << 20)
+        data += base64.b64decode(piece["buf-b64"])
+        if piece["eof"]:
+            break
+    agent.call("guest-file-close", handle=handle)
+    return data
+
+
+@pytest.mark.parametrize("profile", SHIPPED)
+def test_programs_and_files(guest: Guest, seen: Seen, profile: str) -> None:
+    """Programs and files by profile"""
+    set_policy(guest, profile, dropin=DROPINS.get(profile, ""))
+    payload = bytes(range(256)) * 3000
+    with guest.agent() as agent:
+        allowed = [c["name"] for c in agent.call("guest-info")["supported_commands"] if c["enabled"]]
+        if profile in WITH_PROGRAMS:
+            status = agent.run("/bin/sh", "-c", "id -u; cat; echo complaint >&2; exit 3", stdin=b"to its input")
+            assert (status["exitcode"], status["out-data"], status["err-data"]) == (
+                3,
+                b"0\nto its input",
+                b"complaint\n",
+            )
+            write(agent, "/root/by-the-host", payload)
+            assert guest.get("/root/by-the-host") == payload
+            assert read(agent, "/root/by-the-host") == payload
+            word = "programs run, files are written and read"
+        else:
+            for name, arguments in (
+                ("guest-exec", {"path": "/bin/true"}),
+                ("guest-file-open", {"path": "/etc/hostname"}),
+            ):
+                with pytest.raises(Refused, match="has been disabled"):
+                    agent.call(name, 60.0, **arguments)
+            word = "both refused"
+    workers = guest.check(f"systemctl show {UNIT} -p TasksCurrent --value").strip()
+    seen(f"{profile}: {len(allowed)} commands, {word}; {workers} processes and threads")
+
+
+def test_a_policy_that_the_unit_does_not_grant(guest: Guest, seen: Seen) -> None:
+    """The profile qemu-ga without its drop-in: the service does not start, and says which drop-in is missing"""
+    with pytest.raises(Exception, match="systemctl"):
+        set_policy(guest, "qemu-ga")
+    said = [line for line in log(guest).splitlines() if "drop-in" in line]
+    assert said
+    assert "qemu-ga.conf" in said[-1]
+    set_policy(guest, "qemu-ga", dropin="qemu-ga")
+    with guest.agent() as agent:
+        assert agent.call("guest-ping") == {}
+    seen(said[-1].removeprefix("supervisor: "))
