@@ -150,16 +150,18 @@ def talk() -> list[str]:
         f"allow {SUPERVISOR} {{ privsep_ga_start privsep_ga_row }}:process {{ sigkill signal signull getattr }};",
         "# fs passes the thawer what it is about to freeze.",
         f"allow {BY_NAME['thawer'].selinux_type} {BY_NAME['fs'].selinux_type}:fd use;",
-        "# Bulk data goes to the front in sealed memory.",
+        "# Bulk data goes to the front in memory files.",
     ]
     front = BY_NAME["front"].selinux_type
     for row in senders():
-        lines += [
-            f"type_transition {row.selinux_type} tmpfs_t:file privsep_ga_bulk_t;",
-            f"allow {row.selinux_type} privsep_ga_bulk_t:file {{ getattr read write map }};",
-            f"allow {front} {row.selinux_type}:fd use;",
-        ]
-    # The descriptor was opened for writing by the sender; the seals, which the front looks at first, forbid it.
+        # Made before the drop and kept, or for one reply.
+        for sender in (row.selinux_start_type, row.selinux_type):
+            lines += [
+                f"type_transition {sender} tmpfs_t:file privsep_ga_bulk_t;",
+                f"allow {sender} privsep_ga_bulk_t:file {{ getattr read write map }};",
+                f"allow {front} {sender}:fd use;",
+            ]
+    # The front only reads it, by a descriptor that the sender opened for writing too.
     return [*lines, f"allow {front} privsep_ga_bulk_t:file {{ getattr read write }};", ""]
 
 
@@ -167,7 +169,7 @@ def promises() -> list[str]:
     """What no other part of this policy, and no module that it is linked with, may add."""
     front = BY_NAME["front"].selinux_type
     lines = [
-        "# The front: no capability, no socket, no program, no other process; no file but sealed memory that workers pass it.",
+        "# The front: no capability, no socket, no program, no other process; no file but memory that workers pass it.",
         f"neverallow {front} self:{{ capability capability2 cap_userns cap2_userns }} *;",
         f"neverallow {front} ~{{ {front} privsep_ga_bulk_t }}:file {CHANGES};",
         f"neverallow {front} *:{{ dir lnk_file blk_file }} {CHANGES};",
