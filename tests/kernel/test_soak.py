@@ -85,7 +85,7 @@ def programs(agent: Agent, count: int) -> None:
 def test_nothing_grows() -> None:
     with Agent("--policy", "qemu-ga") as agent:
         cheap(agent, CHEAP // 5)
-        commands(agent, COMMANDS // 2)
+        commands(agent, COMMANDS)
         programs(agent, PROGRAMS // 5)
         before = Figures(agent)
         cheap(agent, CHEAP)

@@ -197,7 +197,7 @@ def test_twenty_four_cycles(guest: Guest, seen: Seen) -> None:
     times = []
     with guest.agent() as agent:
         writers = Writers(guest)
-        before = memory(guest)
+        before = memory(guest, "Anonymous")
         for _ in range(24):
             begun = time.monotonic()
             assert agent.call("guest-fsfreeze-freeze") == ALL
@@ -207,7 +207,7 @@ def test_twenty_four_cycles(guest: Guest, seen: Seen) -> None:
             writers.blocked_since(frozen)
             assert agent.call("guest-fsfreeze-thaw") == ALL
             writers.thawed(frozen)
-        after = memory(guest)
+        after = memory(guest, "Anonymous")
     assert set(after) == set(before) or "fs" not in before
     grown = after["supervisor"] + after["front"] - before["supervisor"] - before["front"]
     assert grown < 512

@@ -11,25 +11,23 @@ import pytest
 from tests.vm.harness.hostagent import HostAgent
 from tests.vm.harness.machine import Guest
 from tests.vm.harness.seen import Seen
-from tests.vm.harness.service import UNIT
+from tests.vm.harness.service import UNIT, set_policy
 
 TREE = Path(__file__).resolve().parents[2]
+NEWER = "99.0"
 LATER = "privsep-ga-{}-when-idle.service"
 SLOW = 600.0  # dpkg and the compilation of the modules in an emulated guest
 PATIENCE = 120.0  # the grace is 20 s
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def newer(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The same package under a higher version than that in the image."""
     out = tmp_path_factory.mktemp("deb")
-    found = {}
-    for version in ("9.0", "9.1"):
-        run = subprocess.run(
-            [TREE / "packaging/deb.sh", "--version", version, "--out", out], capture_output=True, text=True
-        )
-        assert run.returncode == 0, run.stderr
-        found[version] = Path(run.stdout.strip()).read_bytes()
-    return found
+    script = [TREE / "packaging/deb.sh", "--version", NEWER, "--out", out]
+    run = subprocess.run(script, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return Path(run.stdout.strip()).read_bytes()
 
 
 def main_pid(guest: Guest) -> str:
@@ -41,15 +39,9 @@ def state(guest: Guest, unit: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def own(guest: Guest, packages: dict[str, bytes]) -> Guest:
-    """This module's guest with the older version, and a policy under which the host may run programs."""
-    for version, data in packages.items():
-        guest.put(data, f"/root/{version}.deb")
-    guest.check("dpkg -i --force-confnew /root/9.0.deb", limit=SLOW)
-    guest.put('profile = "ansible"\n', "/etc/privsep-ga/policy.toml")
-    drop = f"/etc/systemd/system/{UNIT}.d"
-    guest.check(f"mkdir -p {drop} && cp /usr/share/privsep-ga/{UNIT}.d/ansible.conf {drop}/")
-    guest.check(f"systemctl daemon-reload && systemctl restart {UNIT}")
+def own(guest: Guest) -> Guest:
+    """This module's guest, with a policy under which the host may run programs."""
+    set_policy(guest, "ansible", dropin="ansible")
     return guest
 
 
@@ -62,16 +54,17 @@ def run(agent: HostAgent, *words: str) -> dict[str, object]:
     return status
 
 
-def test_an_upgrade_by_guest_exec_ends_well_and_the_restart_follows(own: Guest, seen: Seen) -> None:
+def test_an_upgrade_by_guest_exec_ends_well_and_the_restart_follows(own: Guest, newer: bytes, seen: Seen) -> None:
     """The host upgrades the package by guest-exec: dpkg ends, its result is told, then the service is restarted"""
+    own.put(newer, f"/root/{NEWER}.deb")
     before = main_pid(own)
     with own.agent() as agent:
-        status = run(agent, "/usr/bin/dpkg", "-i", "/root/9.1.deb")
+        status = run(agent, "/usr/bin/dpkg", "-i", f"/root/{NEWER}.deb")
         ended = time.monotonic()
         assert status["exitcode"] == 0, status
         assert main_pid(own) == before
         assert state(own, LATER.format("restart")) == "active"
-    assert own.check("dpkg-query -W -f '${Status} ${Version}' privsep-ga") == "install ok installed 9.1"
+    assert own.check("dpkg-query -W -f '${Status} ${Version}' privsep-ga") == f"install ok installed {NEWER}"
     while main_pid(own) == before or state(own, UNIT) != "active":
         assert time.monotonic() - ended < PATIENCE, own.check("journalctl -n 40 --no-pager")
         time.sleep(1)
@@ -111,6 +104,12 @@ def test_a_removal_by_guest_exec_ends_well_and_the_stop_follows(own: Guest, seen
     while state(own, UNIT) == "active":
         assert time.monotonic() - ended < PATIENCE, own.check("journalctl -n 40 --no-pager")
         time.sleep(1)
+    while (
+        own.sh("grep privsep-ga /etc/passwd /etc/group /etc/shadow").status == 0
+        or own.sh("test -e /run/privsep-ga").status == 0
+    ):
+        assert time.monotonic() - ended < PATIENCE, own.check("journalctl -n 40 --no-pager")
+        time.sleep(1)
     left = own.check("find / -xdev -name '*privsep*' -not -path '/proc/*' -not -path '/root/*' -not -path '/var/log/*'")
     assert not [p for p in left.splitlines() if not p.startswith(f"/etc/systemd/system/{UNIT}.d")], left
-    seen("no file of it is left but the administrator's drop-in")
+    seen("no file and no account of it is left but the administrator's drop-in")

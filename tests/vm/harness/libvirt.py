@@ -126,8 +126,9 @@ class Domain(Shell):
             lines.append(f"mount --bind {self.folder / name} /etc/{name}")
         (self.folder / "etc/qemu.conf").write_text(QEMU_CONF)
         (self.folder / "etc/libvirtd.conf").write_text(DAEMON_CONF)
-        lines.append("exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid")
-        script = " && ".join(lines)
+        lines.append("libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid")
+        # The shell stays, as the namespace's first process: it buries what libvirtd's guests leave when they end.
+        script = " && ".join(lines) + "; exit $?"
         with open(self.folder / "libvirtd.log", "wb") as log:
             daemon = subprocess.Popen(
                 [*UNSHARE, "sh", "-c", script],

@@ -48,12 +48,13 @@ def kill(guest: Shell, number: int, names: Iterable[str]) -> float:
     return float(guest.check(f"{tool(guest)} kill {number} {words}"))
 
 
-def memory(guest: Shell) -> dict[str, int]:
-    """Each process's share of memory (PSS), in kB."""
+def memory(guest: Shell, kind: str = "Pss") -> dict[str, int]:
+    """Each process's memory in kB, by a word of smaps (proc(5)): its share of all ("Pss"), or its own, which does not depend on
+    who else there is ("Anonymous")."""
     found = {}
     for name, pid in processes(guest).items():
         text = guest.check(f"cat /proc/{pid}/smaps_rollup")
-        found[name] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+        found[name] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{kind}:"))
     return found
 
 
