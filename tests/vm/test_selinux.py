@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,55 +55,75 @@ def enforcing() -> Iterator[Guest]:
         yield guest
 
 
-def ask_everything(agent: HostAgent) -> None:
-    """Each worker does what it is for."""
+def types(guest: Guest) -> dict[str, str]:
+    """The agent's processes now, and the type of each."""
+    found = {}
+    for line in guest.check("ps -eo label,args | grep -E 'privsep-ga( |/|$)' | grep -v grep").splitlines():
+        label, _, rest = line.partition(" ")
+        match = re.search(rf"{LIBEXEC}/(\w+)", rest)
+        found[match[1] if match else "supervisor"] = label.split(":")[2]
+    return found
+
+
+def ask_everything(agent: HostAgent, look: Callable[[], None]) -> None:
+    """Each worker does what it is for; `look` while it is there, as it leaves when it is idle."""
     for name in """
         guest-ping guest-info guest-get-host-name guest-get-time guest-network-get-interfaces guest-network-get-route
         guest-get-osinfo guest-get-users guest-get-timezone guest-get-vcpus guest-get-disks guest-get-fsinfo
         guest-get-diskstats guest-get-cpustats guest-get-load guest-get-memory-blocks guest-get-memory-block-info
     """.split():
         agent.call(name)
+        if name in ("guest-network-get-route", "guest-get-osinfo"):
+            look()
     assert agent.call("guest-fsfreeze-freeze") == 3
     assert agent.call("guest-fsfreeze-status") == "frozen"
     assert agent.call("guest-fsfreeze-thaw") == 3
     assert agent.call("guest-fsfreeze-freeze-list", mountpoints=["/mnt/ext4"]) == 1
     assert agent.call("guest-fsfreeze-thaw") == 1
+    look()
     assert len(agent.call("guest-fstrim")["paths"]) == 3
+    look()
     agent.call("guest-set-time", time=time.time_ns())
     agent.call("guest-set-time")
+    look()
     agent.call("guest-ssh-add-authorized-keys", username="tester", keys=[KEY])
     assert agent.call("guest-ssh-get-authorized-keys", username="tester") == {"keys": [KEY]}
     agent.call("guest-ssh-remove-authorized-keys", username="tester", keys=[KEY])
+    look()
     for online in (False, True):
         assert agent.call("guest-set-vcpus", vcpus=[{"logical-id": 1, "online": online}]) == 1
+    look()
     for crypted, password in ((False, b"Correct-h0rse"), (True, b"$6$salt$" + b"x" * 86)):
         word = base64.b64encode(password).decode()
         agent.call("guest-set-user-password", username="tester", password=word, crypted=crypted)
+    look()
 
 
 def test_each_process_has_its_type(enforcing: Guest, seen: Seen) -> None:
     """Every command is carried out by a process of its own type"""
     enforcing.check("setsebool privsep_ga_exec 1; setsebool privsep_ga_file 1")
+    found: dict[str, str] = {}
+
+    def look() -> None:
+        found.update(types(enforcing))
+
     with enforcing.agent() as agent:
-        ask_everything(agent)
+        ask_everything(agent, look)
         with contextlib.suppress(Refused):
             agent.call("guest-suspend-disk")  # there is no swap: asks the init system
+        look()
         handle = agent.call("guest-file-open", path="/etc/forced-file", mode="w+")
         agent.call("guest-file-write", handle=handle, buf_b64=base64.b64encode(b"x" * 300_000).decode())
         agent.call("guest-file-seek", handle=handle, offset=0, whence="set")
         assert agent.call("guest-file-read", handle=handle, count=300_000)["count"] == 300_000
         agent.call("guest-file-close", handle=handle)
+        look()
         done = agent.run("/bin/sh", "-c", "cat /proc/self/attr/current; cat /etc/shadow | wc -l")
         assert done["out-data"].startswith(b"system_u:system_r:privsep_ga_exec_program_t:s0")
-        found = enforcing.check("ps -eo label,args | grep -E 'privsep-ga( |/|$)' | grep -v grep")
-    types = {}
-    for line in found.splitlines():
-        label, _, rest = line.partition(" ")
-        match = re.search(rf"{LIBEXEC}/(\w+)", rest)
-        types[match[1] if match else "supervisor"] = label.split(":")[2]
-    assert types.pop("supervisor") == "privsep_ga_t"
-    assert types == {row.name: row.selinux_type for row in DOMAINS}
-    seen(f"{len(types) + 1} processes, {len(set(types.values())) + 1} types")
+        look()
+    assert found.pop("supervisor") == "privsep_ga_t"
+    assert found == {row.name: row.selinux_type for row in DOMAINS}
+    seen(f"{len(found) + 1} processes, {len(set(found.values())) + 1} types")
 
 
 def test_the_hook_and_passwords_are_where_they_should_be(enforcing: Guest) -> None:
