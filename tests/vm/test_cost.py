@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from tests.vm.harness.hostagent import HostAgent
 from tests.vm.harness.machine import Guest
 from tests.vm.harness.seen import Seen
 from tests.vm.harness.service import UNIT, memory, processes
@@ -24,37 +25,45 @@ EVERY = {
     "guest-info": 300,
 }
 IDLE = 40.0  # seconds
+HOURS = 3
+MOST_GROWTH = 1100  # kB: one arena of Python's allocator (1 MiB) may come late, a second one would be a leak
 MOST_LOOKS = 4.0  # a second, at a port that the host has closed
 AT_REST = {"supervisor", "front"}
 
 
-def test_an_hour_of_polling(guest: Guest, seen: Seen) -> None:
-    """An hour of KubeVirt's polls in a row: no memory is kept, no descriptor, and the workers leave"""
+def poll_for_an_hour(agent: HostAgent) -> int:
+    """All polls of an hour, one after the other; how many requests that is."""
+    asked = 0
+    for second in range(5, HOUR + 1, 5):
+        for name, every in EVERY.items():
+            if second % every == 0:
+                agent.sync()
+                agent.call(name)
+                asked += 2
+    return asked
+
+
+def test_hours_of_polling(guest: Guest, seen: Seen) -> None:
+    """Hours of KubeVirt's polls in a row: the later ones leave no memory and no descriptors behind, the workers leave"""
     with guest.agent() as agent:
-        for name in EVERY:
-            agent.call(name)
+        poll_for_an_hour(agent)  # interpreters fill what they keep for re-use
         first, files = memory(guest, "Anonymous"), descriptors(guest)
-        asked = 0
         begun = time.monotonic()
-        for second in range(5, HOUR + 1, 5):
-            for name, every in EVERY.items():
-                if second % every == 0:
-                    agent.sync()
-                    agent.call(name)
-                    asked += 2
+        asked = sum(poll_for_an_hour(agent) for _ in range(HOURS))
         took = time.monotonic() - begun
         last, files_after = memory(guest, "Anonymous"), descriptors(guest)
         grown = {name: last[name] - first[name] for name in first if name in last}
-        assert max(grown.values()) < 1024, grown
+        assert max(grown.values()) < MOST_GROWTH, grown
         assert files_after == files
         end = time.monotonic() + 180
         while set(processes(guest)) != AT_REST:
             assert time.monotonic() < end, processes(guest)
             time.sleep(2)
         rest = memory(guest)
+    worst = max(grown, key=lambda name: grown[name])
     seen(
-        f"{asked} requests in {took:.0f} s; largest growth of a process "
-        f"{max(grown.values())} kB; PSS at rest {sum(rest.values())} kB (supervisor {rest['supervisor']}, front {rest['front']})"
+        f"{asked} requests of {HOURS} hours in {took:.0f} s after one to warm up; largest growth: {worst} {grown[worst]} kB; "
+        f"PSS at rest {sum(rest.values())} kB (supervisor {rest['supervisor']}, front {rest['front']})"
     )
 
 
