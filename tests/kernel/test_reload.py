@@ -238,6 +238,7 @@ def test_a_request_that_its_worker_never_began_is_judged_by_the_new_policy(path:
         agent.call("guest-get-osinfo")
         inventory = agent.process("inventory")
         os.kill(inventory, signal.SIGSTOP)
+        wait_for(lambda: state(inventory) == "T")  # until then a request may still wake its poll
         agent.client.request("guest-get-load")
         agent.client.request("guest-get-osinfo")
         time.sleep(0.2)
@@ -655,6 +656,7 @@ def test_a_front_that_does_not_listen_keeps_nothing_alive(path: Path) -> None:
         worker, front = agent.process("file"), agent.process("front")
         os.kill(front, signal.SIGSTOP)
         try:
+            wait_for(lambda: state(front) == "T")
             agent.client.request("guest-file-read", {"handle": handle})
             write(path, "guest-file-close")
             assert agent.reload().result == "applied"

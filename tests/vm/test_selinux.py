@@ -60,6 +60,8 @@ def types(guest: Guest) -> dict[str, str]:
     found = {}
     for line in guest.check("ps -eo label,args | grep -E 'privsep-ga( |/|$)' | grep -v grep").splitlines():
         label, _, rest = line.partition(" ")
+        if label.count(":") < 2:
+            continue  # it ended while ps(1) looked
         match = re.search(rf"{LIBEXEC}/(\w+)", rest)
         found[match[1] if match else "supervisor"] = label.split(":")[2]
     return found
