@@ -22,7 +22,7 @@ ROWS = {
     "guest-get-osinfo, through a worker": "guest-get-osinfo, a request that another process answers",
     "start: exec to the first ping answered": "start, until the first ping is answered",
     "memory at rest": "memory at rest",
-    "memory with every worker up": "memory with every worker up, for a minute at most",
+    "memory with every worker up": "memory with every worker up, while they are in use",
     "64 MiB of random bytes, then a sync": "64 MiB of garbage on the line, until it answers again",
 }
 
