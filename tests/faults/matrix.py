@@ -1,8 +1,8 @@
 """The whole fault matrix: `make faults`, or `python -m tests.faults.matrix [--short] [--no-doc] [WORDS...]`.
 
 Prints a line for each run as it ends, then the table, and writes docs/fault-matrix.md.  Exit status 1 when a cell is red.
-Words select the runs whose name has all of them.  Two processes work at a time, each in a private root of its own.  A run that was
-red is repeated once by itself, because a machine that is busy otherwise breaks bounds too; how many were is said.
+Words select the runs whose name has all of them.  Two processes work at a time, each in a private root of its own.  Red is red:
+no run is repeated, so a machine that is busy otherwise may break bounds too.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def word(answer: str) -> str:
     return {"connection closed": "closed", "no answer": "silent"}.get(answer, answer.removeprefix("error: "))
 
 
-def document(found: dict[str, dict[str, Any]], took: float, repeated: int) -> str:
+def document(found: dict[str, dict[str, Any]], took: float) -> str:
     """docs/fault-matrix.md.  KeyError when a run is missing."""
     reds = sum(bool(o["red"]) for o in found.values())
     lines = [
@@ -116,8 +116,7 @@ def document(found: dict[str, dict[str, Any]], took: float, repeated: int) -> st
         "",
         f"Run on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, Linux {platform.release()}, {os.cpu_count()} cores, "
         f"{took / 60:.1f} minutes: {cells.CELLS} cells and {len(extras.EXTRAS)} more situations, "
-        f"{'all green' if not reds else f'{reds} runs RED'}"
-        f"{f' ({repeated} of the {len(found)} runs on a second try, alone: the machine was busy)' if repeated else ''}.",
+        f"{'all green' if not reds else f'{reds} runs RED'}.",
         "",
         *_READING.splitlines(),
         "",
@@ -158,8 +157,7 @@ def main(argv: list[str]) -> int:
     items.sort(key=lambda i: not (isinstance(i, extras.Extra) or i.signal.name == "SIGSTOP"))
     begun = time.monotonic()
     found: dict[str, dict[str, Any]] = {}
-
-    def take(outcome: dict[str, Any]) -> None:
+    for outcome in outcomes(items):
         found[outcome["run"]] = outcome
         print(
             f"{len(found):4}/{len(items)} {outcome['run']:46} {cell(outcome):40} {outcome['seconds']:5.1f} s",
@@ -167,19 +165,11 @@ def main(argv: list[str]) -> int:
         )
         for line in outcome["red"]:
             print(f"         {line}")
-
-    for outcome in outcomes(items):
-        take(outcome)
-    again = [i for i in items if str(i) in found and found[str(i)]["red"]]
-    if again:
-        print(f"{len(again)} once more, one at a time")
-        for outcome in outcomes(again, workers=1):
-            take(outcome)
     took = time.monotonic() - begun
     reds = [o["run"] for o in found.values() if o["red"]]
     whole = len(found) == len(cells.RUNS) + len(extras.EXTRAS)
     if whole and "--no-doc" not in flags:
-        DOC.write_text(document(found, took, len(again)))
+        DOC.write_text(document(found, took))
     missing = len(items) - len(found)
     print(f"{len(found)} runs, {len(reds)} red, {missing} missing, {took / 60:.1f} minutes")
     for run in reds:
