@@ -108,10 +108,18 @@ class Guest(Shell):
             self.wait_control()
             self.boot_seconds = time.monotonic() - self._started
             self._stack = stack.pop_all()
+        self.is_up()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
+        with self._stack:
+            self.ends(well=kind is None)
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def root_disk(self) -> Path:
+        return self.disk("root")
 
     def _overlays(self, folder: Path) -> None:
         for disk in ("root", "ext4", "xfs"):
