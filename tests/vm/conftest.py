@@ -1,9 +1,9 @@
 """Guests for the tests, and the rows of the table that a run of them makes.
 
-A test asks for `guest`, which is booted once for its module, or for `fresh`, which is its own (what it does cannot be undone).
-Each runs once in every image: `plain`, and `selinux`, whose guests are enforcing and where a denial that nobody expects fails the
-test in which it happened; `--vm-image` chooses one, and a module's IMAGES says that it is for some only.  A test is a
-row of the table; the first line of its docstring is what the row says, what it gave to `seen` stands beside it.
+A test asks for `guest`, one for its module.  Each test runs once in every image: `plain`, and `selinux`, whose guests are enforcing
+and where a denial that nobody expects fails the test in which it happened; `--vm-image` chooses one, and a module's IMAGES
+says that it is for some only.  A test is a row of the table; the first line of its docstring is what the row says, what it gave
+to `seen` stands beside it.
 """
 
 from __future__ import annotations
@@ -63,14 +63,6 @@ def nothing_is_denied(image: str) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def guest(image: str) -> Iterator[Guest]:
     """A guest for the tests of one module, booted and with its agent answering."""
-    with Guest(image) as booted:
-        booted.wait_booted()
-        yield booted
-
-
-@pytest.fixture
-def fresh(image: str) -> Iterator[Guest]:
-    """A guest for one test."""
     with Guest(image) as booted:
         booted.wait_booted()
         yield booted

@@ -20,7 +20,7 @@ from tests.vm.harness import forced
 from tests.vm.harness.hostagent import HostAgent, Refused
 from tests.vm.harness.machine import Guest
 from tests.vm.harness.seen import Seen
-from tests.vm.harness.service import UNIT, set_policy
+from tests.vm.harness.service import BOOLEANS, UNIT, set_policy
 
 IMAGES = ("selinux",)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKjYDBZ4Fz8hCqtZ2mYkQv7l9m0j3qLw0h1Gm6s7Yk1a somebody@somewhere"
@@ -88,7 +88,6 @@ def ask_everything(agent: HostAgent, look: Callable[[], None]) -> None:
 
 def test_each_process_has_its_type(enforcing: Guest, seen: Seen) -> None:
     """Every command is carried out by a process of its own type"""
-    enforcing.check("setsebool privsep_ga_exec 1; setsebool privsep_ga_file 1")
     found: dict[str, str] = {}
 
     def look() -> None:
@@ -124,7 +123,7 @@ def test_the_hook_and_passwords_are_where_they_should_be(enforcing: Guest) -> No
 
 def test_booleans_that_are_off(enforcing: Guest, seen: Seen) -> None:
     """Programs and files are refused by SELinux until their booleans are set, and the denial says so"""
-    enforcing.check("setsebool privsep_ga_exec 0; setsebool privsep_ga_file 0")
+    enforcing.check(f"setsebool {' '.join(f'{name}=off' for name in BOOLEANS)}")
     with enforcing.agent() as agent:
         with pytest.raises(Refused, match="Permission denied"):
             agent.call("guest-file-open", path="/etc/passwd", mode="a")

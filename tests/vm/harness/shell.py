@@ -64,7 +64,9 @@ class Shell:
         _up.append(self)
 
     def ends(self, *, well: bool) -> None:
-        """Call before the guest and its disk go away.  Raises HarnessError."""
+        """Call before the guest and its disk go away; a second call does nothing.  Raises HarnessError."""
+        if self not in _up:
+            return
         _up.remove(self)
         try:
             _none(self.denials())
