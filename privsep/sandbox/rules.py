@@ -115,6 +115,7 @@ _RUN: Final = (
 
 _TALK: Final = (
     Call("recvmsg recvfrom sendto", "messages with the other processes"),
+    Call("sched_yield", "lets others run while it looks for the next message"),
     Call("getsockname", "a socket object is made of a descriptor"),
     Call("getsockopt", "a socket object is made of a descriptor: type and protocol", Test(1, _SOL_SOCKET)),
 )
