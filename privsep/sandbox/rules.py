@@ -115,10 +115,11 @@ _RUN: Final = (
 
 _TALK: Final = (
     Call("recvmsg recvfrom sendto", "messages with the other processes"),
-    Call("sched_yield", "lets others run while it looks for the next message"),
     Call("getsockname", "a socket object is made of a descriptor"),
     Call("getsockopt", "a socket object is made of a descriptor: type and protocol", Test(1, _SOL_SOCKET)),
 )
+
+_AWAKE: Final = (Call("sched_yield", "lets others run while it looks for the next message"),)
 
 _NON_BLOCKING: Final = (Call("ioctl", "a descriptor is made (non-)blocking", Test(1, _FIONBIO)),)
 
@@ -239,6 +240,7 @@ FILTERS: Final = {
     "front": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _NON_BLOCKING,
         _PATHS_REFUSED,
         (
@@ -274,6 +276,7 @@ FILTERS: Final = {
     "fs": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _READ_PATHS,
         _LIST,
         _THREADS,
@@ -291,6 +294,7 @@ FILTERS: Final = {
     "trim": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _READ_PATHS,
         _THREADS,
         (Call("ioctl", "trims", Test(1, _FITRIM)),),
@@ -298,6 +302,7 @@ FILTERS: Final = {
     "network": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _PATHS_REFUSED,
         (
             Call("newfstatat", "imports and tracebacks look for files", answer=EACCES),
@@ -307,6 +312,7 @@ FILTERS: Final = {
     "inventory": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _READ_PATHS,
         _LIST,
         _LIST_OPEN,
@@ -326,6 +332,7 @@ FILTERS: Final = {
     "time": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _READ_PATHS,
         (
             Call("clock_settime", "sets the clock", Test(0, _CLOCK_REALTIME)),
@@ -337,6 +344,7 @@ FILTERS: Final = {
     "hotplug": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _LIST_OPEN,
         (
             Call("open", "opens, makes nothing", Test(1, 0, _O_CREAT | _O_TRUNC)),
@@ -352,6 +360,7 @@ FILTERS: Final = {
     "ssh": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _FORK_SAME,
         (
             Call("open openat", "the target user's files; what may be opened is the user's right and Landlock's"),
@@ -380,6 +389,7 @@ FILTERS: Final = {
     "file": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         (
             Call("open openat", "any path that policy admits; what may be opened is Landlock's and the capabilities'"),
             Call("fstat", "what a descriptor is"),
