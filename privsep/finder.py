@@ -99,4 +99,4 @@ def _compiled(source: str, cached: str) -> CodeType | None:
 
 def install(tree: str) -> None:
     """From now on, after the interpreter's own modules and before the path."""
-    sys.meta_path.insert(2, Finder(tree))  # type: ignore[arg-type]
+    sys.meta_path.insert(2, Finder(tree))

@@ -58,7 +58,9 @@ def test_a_program_runs_isolated_wherever_the_interpreter_and_the_modules_are(tm
     python.write_text(f'#!/bin/sh\nexec {os.path.realpath(sys.executable)} "$@"\n')
     python.chmod(0o755)
     path = tmp_path / "program"
-    launchers.write(path, launchers.program(str(python), "-IS", str(home), "", "privsep.child", "main('fs')", hurry=True))
+    launchers.write(
+        path, launchers.program(str(python), "-IS", str(home), "", "privsep.child", "main('fs')", hurry=True)
+    )
     result = subprocess.run([path, "a b", "c"], capture_output=True, text=True, cwd="/", env={"LC_ALL": "C.UTF-8"})
     assert result.stdout == f"{('fs',)} 1 1 ['a b', 'c'] {home}\n", result.stderr
     assert not (home / "privsep" / "__pycache__").exists()
