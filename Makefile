@@ -19,7 +19,7 @@ help:
 	@echo 'make setup      tools, $(VENV) and the programs in $(VENV)/bin (root: installs what the system lacks)'
 	@echo 'make test       every test but the long matrix and the virtual machine'
 	@echo 'make test-long  the long matrix'
-	@echo 'make test-vm    the tests that boot a virtual machine, and a table of them (root, once; ARGS="--vm-image selinux")'
+	@echo 'make test-vm    the tests that boot virtual machines, and a table of them (root; ARGS="--vm-image selinux freeze power")'
 	@echo 'make faults     who dies when while file systems are frozen: the whole matrix, docs/fault-matrix.md (root)'
 	@echo 'make attack     what a process that was taken over can do, tried from inside each (root)'
 	@echo 'make selinux    the SELinux policy: built, linked with all of Debian, compared with what is declared'
@@ -59,7 +59,7 @@ test-long: setup
 	@$(PYTEST) -m 'slow and not vm' --timeout 1800 $(ARGS)
 
 test-vm: setup
-	@$(PYTEST) -m vm --timeout 1800 tests/vm $(ARGS)
+	@$(PYTHON) -m tests.vm.table $(ARGS)
 
 faults: setup
 	@$(PYTHON) -m tests.faults.matrix $(ARGS)

@@ -25,6 +25,7 @@ from privsep.orders import enabled_rows  # noqa: E402
 
 FOLDER = TREE / "packaging" / "systemd"
 UNIT = "privsep-ga.service"
+DROP_INS = FOLDER / "drop-ins"  # not UNIT.d: tools of systemd would read all of them with the unit beside them
 BEGIN = "# [written by packaging/units.py]\n"
 END = "# [end]\n"
 WIDTH = 120
@@ -109,7 +110,7 @@ def files() -> dict[Path, str]:
     """Path -> what it should say."""
     found = {FOLDER / UNIT: unit((FOLDER / UNIT).read_text()), FOLDER / "privsep-ga.sysusers": sysusers()}
     for name in DROPINS:
-        found[FOLDER / f"{UNIT}.d" / f"{name}.conf"] = dropin(name)
+        found[DROP_INS / f"{name}.conf"] = dropin(name)
     return found
 
 
@@ -119,7 +120,7 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     wanted = files()
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
-    stale += [path for path in (FOLDER / f"{UNIT}.d").glob("*.conf") if path not in wanted]
+    stale += [path for path in DROP_INS.glob("*.conf") if path not in wanted]
     for path in stale:
         print(f"{path.relative_to(TREE)} {'is out of date' if options.check else 'written'}")
         if options.check:

@@ -18,6 +18,7 @@ from privsep.counters import nowhere
 from privsep.domains import DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
 from privsep.hostside import LOOK_AGAIN, HostSide
+from privsep.waiting import Waiting
 from protocol import tally
 from protocol.errors import CommandError, ProtocolViolation
 from protocol.session import FROZEN, Request, Session
@@ -58,6 +59,7 @@ class Front:
         self._log = log
         self._host = HostSide()
         self._poll = select.poll()
+        self._wait = Waiting(self._poll).wait
         self._channel: tuple[int, int] | None = None  # what of the channel is polled, and for what
         self._present = False  # a host has said something since it was last seen to be gone
         self._due: float | None = None  # when `_timers` is to be called, at the latest
@@ -84,7 +86,7 @@ class Front:
     def run(self) -> None:
         """Until the supervisor closes the control socket."""
         control = self._control.fileno()
-        host, session, poll, clock = self._host, self._session, self._poll.poll, time.monotonic
+        host, session, wait, clock = self._host, self._session, self._wait, time.monotonic
         self._poll.register(control, select.POLLIN)
         while True:
             self._watch_channel()
@@ -94,7 +96,7 @@ class Front:
             while True:
                 due = self._due
                 left = None if due is None else due - clock()
-                ready = poll(left if left is None else max(0, int(left * 1000) + 1))
+                ready = wait(left if left is None else max(0, int(left * 1000) + 1))
                 if ready != usual or (left is not None and left <= 0):
                     break
                 data = host.read()
@@ -151,7 +153,7 @@ class Front:
         if link.deadline is not None:
             self._remind(link.deadline)
         left = None if self._due is None else max(0, int((self._due - now) * 1000) + 1)
-        if self._poll.poll(left) != link.usual:
+        if self._wait(left) != link.usual:
             return False
         now = time.monotonic()
         self._from_worker(link, select.POLLIN, now)

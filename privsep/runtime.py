@@ -18,6 +18,7 @@ from privsep.audit import arguments as visible
 from privsep.counters import nowhere
 from privsep.domains import BY_NAME
 from privsep.fingerprint import fingerprint
+from privsep.waiting import Waiting
 from protocol import tally
 from protocol.commands import Command, verbs_of
 from protocol.errors import CommandError, ProtocolViolation, Refused
@@ -151,6 +152,8 @@ class Worker:
         self._retired = False  # another policy is in force: end as soon as nothing is held
         self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
         self._view = memoryview(self._buffer)
+        self._poll = select.poll()
+        self._wait = Waiting(self._poll).wait
 
     def run(self) -> None:
         """Until the supervisor or, when no state is held, the front has gone."""
@@ -159,7 +162,7 @@ class Worker:
         control = context.control.fileno()
         watch: Callable[[Context], dict[int, Callable[[Context], None]]] | None
         watch = getattr(self._module, "watch", None)
-        poll = select.poll()
+        poll = self._poll
         poll.register(control, select.POLLIN)
         watched: dict[int, Callable[[Context], None]] = {}
         polled: set[int] = set()
@@ -181,7 +184,7 @@ class Worker:
                 polled = wanted
             # Without a front and without state there is nothing to stay for; a front that was restarted comes back at once.
             unwanted = front < 0 and BY_NAME[self._domain].channel == "front" and not self._holds()
-            events = poll.poll(_UNWANTED_MS if unwanted else None)
+            events = self._wait(_UNWANTED_MS if unwanted else None)
             if unwanted and not events:
                 return
             # The supervisor comes first (it was registered first): a worker that is to make room begins nothing any more.

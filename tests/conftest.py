@@ -61,8 +61,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    names = ("plain", "selinux")
-    parser.addoption("--vm-image", choices=names, default="plain", help="the image that vm tests boot (default: plain)")
+    names = ("plain", "selinux", "both")
+    parser.addoption("--vm-image", choices=names, default="both", help="the image that vm tests boot (default: both)")
+    parser.addoption("--vm-rows", metavar="FILE", help="where vm tests append a line of JSON for each test")
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

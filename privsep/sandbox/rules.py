@@ -119,6 +119,8 @@ _TALK: Final = (
     Call("getsockopt", "a socket object is made of a descriptor: type and protocol", Test(1, _SOL_SOCKET)),
 )
 
+_AWAKE: Final = (Call("sched_yield", "lets others run while it looks for the next message"),)
+
 _NON_BLOCKING: Final = (Call("ioctl", "a descriptor is made (non-)blocking", Test(1, _FIONBIO)),)
 
 _FSTAT: Final = (
@@ -238,6 +240,7 @@ FILTERS: Final = {
     "front": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _NON_BLOCKING,
         _PATHS_REFUSED,
         (
@@ -273,6 +276,7 @@ FILTERS: Final = {
     "fs": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _READ_PATHS,
         _LIST,
         _THREADS,
@@ -290,6 +294,7 @@ FILTERS: Final = {
     "trim": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _READ_PATHS,
         _THREADS,
         (Call("ioctl", "trims", Test(1, _FITRIM)),),
@@ -297,6 +302,7 @@ FILTERS: Final = {
     "network": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _PATHS_REFUSED,
         (
             Call("newfstatat", "imports and tracebacks look for files", answer=EACCES),
@@ -306,6 +312,7 @@ FILTERS: Final = {
     "inventory": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _READ_PATHS,
         _LIST,
         _LIST_OPEN,
@@ -325,6 +332,7 @@ FILTERS: Final = {
     "time": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _READ_PATHS,
         (
             Call("clock_settime", "sets the clock", Test(0, _CLOCK_REALTIME)),
@@ -336,6 +344,7 @@ FILTERS: Final = {
     "hotplug": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _LIST_OPEN,
         (
             Call("open", "opens, makes nothing", Test(1, 0, _O_CREAT | _O_TRUNC)),
@@ -351,6 +360,7 @@ FILTERS: Final = {
     "ssh": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         _FORK_SAME,
         (
             Call("open openat", "the target user's files; what may be opened is the user's right and Landlock's"),
@@ -379,6 +389,7 @@ FILTERS: Final = {
     "file": Filter(
         _RUN,
         _TALK,
+        _AWAKE,
         (
             Call("open openat", "any path that policy admits; what may be opened is Landlock's and the capabilities'"),
             Call("fstat", "what a descriptor is"),

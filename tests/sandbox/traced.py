@@ -249,6 +249,7 @@ EXCUSED = (
     ("clock_gettime gettimeofday time", "", "the vDSO answers, where the clock source is one that it can read"),
     ("brk munmap mremap mmap mprotect madvise futex", "", MEMORY),
     ("prctl", "", "interpreters from 3.12 on"),
+    ("sched_yield", "", "where there are several processors, in a stream of requests that is quick enough"),
     ("restart_syscall", "", "a process that was stopped in a wait with a limit goes on"),
     ("openat", "front thawer network time", "an import or a traceback; the clock's zone"),
     ("read write", "front network time hotplug inventory", "a log line; a pipe or device in a socket's place"),

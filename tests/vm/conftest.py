@@ -1,41 +1,63 @@
-"""Guests for the tests, and the table that a run of them prints.
+"""Guests for the tests, and the rows of the table that a run of them makes.
 
-A test asks for `guest`, which is booted once for its module, or for `fresh`, which is its own (what it does cannot be undone).
-The image is a parameter of the run: `--vm-image selinux` runs every test in an enforcing guest.  A test is a row of the
-table; the first line of its docstring is what the row says, what it gave to `seen` stands beside it.
+A test asks for `guest`, one for its module.  Each test runs once in every image: `plain`, and `selinux`, whose guests are enforcing
+and where a denial that nobody expects fails the test in which it happened; `--vm-image` chooses one, and a module's IMAGES
+says that it is for some only.  A test is a row of the table; the first line of its docstring is what the row says, what it gave
+to `seen` stands beside it.
 """
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.vm.harness import accel, cache, hosttools, images
+from tests.vm.harness import accel, clients, images, rows, shell
 from tests.vm.harness.machine import Guest
+from tests.vm.harness.rows import Row
 from tests.vm.harness.seen import Seen
 
+IMAGES = ("plain", "selinux")
 _SEEN: pytest.StashKey[list[str]] = pytest.StashKey()
-_rows: dict[str, tuple[str, str, str, str]] = {}
+_SECONDS: pytest.StashKey[float] = pytest.StashKey()
+_rows: dict[str, Row] = {}
 _how: dict[str, str] = {}
-SYSTEM_PYTHON = "/usr/bin/python3"  # libvirt's binding is a package of the distribution
-WORDS = {"passed": "ok", "failed": "FAILED", "skipped": "cannot"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize("image", getattr(metafunc.module, "IMAGES", IMAGES), indirect=True, scope="session")
+
+
+def _image(item: pytest.Item) -> str:
+    found: str = item.callspec.params["image"]  # type: ignore[attr-defined]
+    return found
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.vm)
+    ours = [item for item in items if here in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.vm)
+    chosen = config.getoption("--vm-image")
+    left = [item for item in ours if chosen not in ("both", _image(item))]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")
 def image(request: pytest.FixtureRequest) -> str:
-    name: str = request.config.getoption("--vm-image")
+    name: str = request.param
     _how["accel"] = "KVM" if accel.name(images.image(name)) == "kvm" else "QEMU's translator (TCG)"
     return name
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_denied(image: str) -> Iterator[None]:
+    """In the guests that are up after the test; one that has ended has looked itself."""
+    yield
+    shell.look_for_denials()
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +68,10 @@ def guest(image: str) -> Iterator[Guest]:
         yield booted
 
 
-@pytest.fixture
-def fresh(image: str) -> Iterator[Guest]:
-    """A guest for one test."""
-    with Guest(image) as booted:
-        booted.wait_booted()
-        yield booted
-
-
 @pytest.fixture(scope="session")
 def tools() -> Path:
-    """The folder of the programs of a virtual environment with qemu.qmp and ansible, made once."""
-    place = cache.folder() / "clients"
-    if not (place / "complete").exists():
-        hosttools.need({}, {"/usr/lib/python3/dist-packages/libvirt.py": "python3-libvirt"})
-        subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--clear", "--system-site-packages", str(place)], check=True)
-        words = [str(place / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "qemu.qmp", "ansible"]
-        subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
-        (place / "complete").touch()
-    return place / "bin"
+    """The folder of the programs of a virtual environment with qemu.qmp and ansible."""
+    return clients.programs()
 
 
 @pytest.fixture
@@ -76,48 +83,33 @@ def seen(request: pytest.FixtureRequest) -> Seen:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     outcome = yield
     report: pytest.TestReport = outcome.get_result()  # type: ignore[attr-defined]
-    if item.get_closest_marker("vm") is None or (report.when != "call" and report.passed):
+    if item.get_closest_marker("vm") is None:
         return
-    what = next(iter((getattr(item, "obj", None).__doc__ or item.name).strip().splitlines()))
+    item.stash[_SECONDS] = item.stash.get(_SECONDS, 0.0) + report.duration
     notes = item.stash.setdefault(_SEEN, []).copy()
     if report.skipped and isinstance(report.longrepr, tuple):
         notes.append(report.longrepr[2].removeprefix("Skipped: "))
     elif report.failed:
-        notes.append(
-            str(call.excinfo.value).strip().splitlines()[0][:200] if call.excinfo and str(call.excinfo.value) else ""
-        )
-    theme = item.path.stem.removeprefix("test_").replace("_", " ")
-    row = (theme, what.rstrip("."), WORDS[report.outcome], " ".join("; ".join(notes).split()))
-    if item.nodeid not in _rows or report.outcome != "passed":
-        _rows[item.nodeid] = row
+        text = str(call.excinfo.value).strip() if call.excinfo else ""
+        notes.append(f"{report.when}: {' '.join(text.split())[:300]}")
+    failed_before = item.nodeid in _rows and _rows[item.nodeid].result == rows.WORDS["failed"]
+    if (report.when == "call" or not report.passed) and not failed_before:
+        what = next(iter((getattr(item, "obj", None).__doc__ or item.name).strip().splitlines())).rstrip(".")
+        theme = item.path.stem.removeprefix("test_").replace("_", " ")
+        result = rows.WORDS[report.outcome]
+        _rows[item.nodeid] = Row(_image(item), theme, what, result, 0.0, " ".join("; ".join(notes).split()))
+    if report.when == "teardown" and item.nodeid in _rows:
+        row = _rows[item.nodeid] = _rows[item.nodeid]._replace(seconds=item.stash[_SECONDS])
+        if path := item.config.getoption("--vm-rows"):
+            rows.append(Path(path), row)
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:  # a run takes long: say what there is
             reporter.ensure_newline()
-            reporter.write_line(_line(row))
-
-
-def _line(row: tuple[str, str, str, str]) -> str:
-    theme, what, word, notes = row
-    return f"{word:7} {theme}: {what}" + (f"  [{notes}]" if notes else "")
+            reporter.write_line(row.line())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if not _rows:
-        return
-    terminalreporter.section("virtual machine", sep="-")
-    for row in _rows.values():
-        terminalreporter.write_line(_line(row))
-    name = config.getoption("--vm-image")
-    lines = [
-        f"Image {name}, run by {_how.get('accel', 'nothing')}.",
-        "",
-        "| | what | result | seen |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        "| " + " | ".join(part.replace("|", "\\|") for part in (t, w, r, n)) + " |" for t, w, r, n in _rows.values()
-    ]
-    out = Path(config.rootpath) / "build" / f"vm-{name}.md"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text("\n".join(lines) + "\n")
-    terminalreporter.write_line(f"the same as a document: {out}")
+    if _rows and not config.getoption("--vm-rows"):
+        terminalreporter.section(f"virtual machine, run by {_how.get('accel', 'nothing')}", sep="-")
+        for row in _rows.values():
+            terminalreporter.write_line(row.line())

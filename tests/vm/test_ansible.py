@@ -6,11 +6,10 @@ temporary files has to be given as an absolute path (with qemu-ga too).
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from pathlib import Path
 
+from tests.vm.harness import playbook
 from tests.vm.harness.libvirt import Domain
 from tests.vm.harness.seen import Seen
 from tests.vm.harness.service import set_policy
@@ -57,19 +56,11 @@ def test_ansible(tmp_path: Path, tools: Path, image: str, seen: Seen) -> None:
         (tmp_path / "motd.j2").write_text(
             "{{ ansible_distribution }} {{ ansible_distribution_major_version }} of {{ inventory_hostname }}"
         )
-        (tmp_path / "hosts").write_text(
-            f"{domain.name} ansible_connection=community.libvirt.libvirt_qemu ansible_libvirt_uri={domain.uri}"
-            " ansible_python_interpreter=/usr/bin/python3 ansible_remote_tmp=/root/.ansible/tmp\n"
-        )
-        environ = {**os.environ, "ANSIBLE_HOME": str(tmp_path / "home"), "ANSIBLE_NOCOLOR": "1", "LC_ALL": "C.UTF-8"}
-        words = [str(tools / "ansible-playbook"), "-i", "hosts", "play.yml"]
         begun = time.monotonic()
-        done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=1500)
+        done = playbook.run(tools, tmp_path, [domain], "play.yml")
         took = time.monotonic() - begun
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         assert (tmp_path / "fetched").read_text() == "many bytes " * 20000
-        version = subprocess.run(
-            [str(tools / "ansible"), "--version"], env=environ, capture_output=True, text=True
-        ).stdout
-        recap = next(line for line in done.stdout.splitlines() if "ok=" in line)
-    seen(f"{version.split(']')[0].replace('[', '')}: {' '.join(recap.split()[2:5])}, {took:.0f} s")
+        counts = playbook.recap(done)[domain.name]
+    told = ", ".join(f"{word} {counts[word]}" for word in ("ok", "changed", "failed"))
+    seen(f"{playbook.version(tools, tmp_path)}: {told}, {took:.0f} s")

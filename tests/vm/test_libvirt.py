@@ -90,7 +90,7 @@ def test_accounts(domain: Domain) -> None:
     assert matches(domain, "by libvirt")
     with pytest.raises(HarnessError):
         domain.virsh("set-user-password", "nobody-here", "x")
-    key = domain.check("ssh-keygen -q -t ed25519 -N '' -f /run/libvirt-key && cat /run/libvirt-key.pub").strip()
+    key = domain.check("ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/test_key && cat /etc/ssh/test_key.pub").strip()
     (domain.folder / "keys").write_text(key + "\n")
     domain.virsh("set-user-sshkeys", USER, str(domain.folder / "keys"))
     assert domain.virsh("get-user-sshkeys", USER) == key

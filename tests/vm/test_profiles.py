@@ -9,11 +9,10 @@ import pytest
 from tests.vm.harness.hostagent import HostAgent, Refused
 from tests.vm.harness.machine import Guest
 from tests.vm.harness.seen import Seen
-from tests.vm.harness.service import UNIT, log, set_policy
+from tests.vm.harness.service import UNIT, WITH_PROGRAMS, log, set_policy
 
 SHIPPED = ("minimal", "backup", "default", "ansible", "qemu-ga")
 DROPINS = {"ansible": "ansible", "qemu-ga": "qemu-ga"}
-WITH_PROGRAMS = ("ansible", "qemu-ga")
 
 
 def write(agent: HostAgent, path: str, data: bytes) -> None:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+
+import pytest
 
 from tests.vm.harness.machine import Guest
 from tests.vm.harness.seen import Seen
 from tests.vm.harness.service import UNIT, processes
+
+
+@pytest.fixture(scope="module")
+def guest(image: str) -> Iterator[Guest]:
+    """One that boots, where others go on from a saved one."""
+    with Guest(image, boot=True) as booted:
+        booted.wait_booted()
+        yield booted
 
 
 def show(guest: Guest, *names: str) -> dict[str, str]:

@@ -101,10 +101,13 @@ class Control:
             piece = base64.b64encode(data[at : at + _PIECE]).decode()
             self.take(self.post("put", path=path, data=piece, append=at > 0, mode=mode), 60)
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, start: int = 0) -> bytes:
+        """The file's bytes from `start` on."""
         data = b""
         while True:
-            piece = base64.b64decode(self.take(self.post("get", path=path, offset=len(data), size=_PIECE), 60)["data"])
+            piece = base64.b64decode(
+                self.take(self.post("get", path=path, offset=start + len(data), size=_PIECE), 60)["data"]
+            )
             data += piece
             if len(piece) < _PIECE:
                 return data

@@ -103,10 +103,19 @@ class Domain(Shell):
             stack.callback(self.control.close)
             self._wait_control()
             self._stack = stack.pop_all()
+        self.is_up()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
+        with self._stack:
+            self.ends(well=kind is None)
+
+    def running(self) -> bool:
+        return self.virsh_result("domstate", self.name).stdout.strip() == "running"
+
+    def root_disk(self) -> Path:
+        """The newest: an external snapshot makes another."""
+        return max(self.folder.glob("root.*"), key=lambda path: path.stat().st_mtime)
 
     @property
     def uri(self) -> str:

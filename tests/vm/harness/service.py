@@ -15,6 +15,9 @@ UNIT = "privsep-ga.service"
 INSIDE = "/run/inside.py"
 POLICY = "/etc/privsep-ga/policy.toml"
 DROPINS = "/usr/share/privsep-ga/privsep-ga.service.d"
+# What an administrator sets where SELinux is on and the host may run programs and reach files (selinux/README.md).
+BOOLEANS = ("privsep_ga_exec", "privsep_ga_file")
+WITH_PROGRAMS = ("ansible", "qemu-ga")  # profiles
 FILE_SYSTEMS = ("/", "/mnt/ext4", "/mnt/xfs")
 LIMITED = "fsfreeze is limited up to"
 
@@ -33,6 +36,9 @@ def set_policy(guest: Shell, profile: str, more: str = "", dropin: str = "") -> 
     guest.check("rm -f /etc/systemd/system/privsep-ga.service.d/*.conf")
     if dropin:
         guest.check(f"cp {DROPINS}/{dropin}.conf /etc/systemd/system/privsep-ga.service.d/")
+    if guest.image == "selinux":
+        value = "on" if profile in WITH_PROGRAMS else "off"
+        guest.check(f"setsebool {' '.join(f'{name}={value}' for name in BOOLEANS)}")
     guest.check(f"systemctl daemon-reload && systemctl reset-failed {UNIT} && systemctl restart {UNIT}")
 
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from tests.vm.harness import denials
 from tests.vm.harness.cache import HarnessError
 from tests.vm.harness.control import Control, Result
+
+_up: list[Shell] = []
 
 
 class Shell:
     """What can be done through the control port."""
 
+    image: str
     control: Control
+    _audited = 0  # bytes of the audit log that were looked at
+
+    # What a kind of guest has of its own.
+
+    def running(self) -> bool:
+        raise NotImplementedError
+
+    def root_disk(self) -> Path:
+        raise NotImplementedError
 
     def sh(self, command: str, limit: float = 120.0, stdin: bytes = b"") -> Result:
         """Run a shell command as root in the guest."""
@@ -31,3 +46,40 @@ class Shell:
     def wait_booted(self, limit: float = 600.0) -> str:
         """Until systemd has nothing left to start; its word for the state."""
         return self.sh("systemctl is-system-running --wait", limit).out.strip()
+
+    # -- SELinux
+
+    def denials(self) -> list[str]:
+        """What was denied to the agent, or about it, since the last call.  Raises HarnessError."""
+        if self.image != "selinux":
+            return []
+        start = self._audited
+        new = self.control.get(denials.LOG, start) if self.running() else denials.from_disk(self.root_disk())[start:]
+        new = new[: new.rfind(b"\n") + 1]
+        self._audited += len(new)
+        return denials.denials(new.decode(errors="replace"))
+
+    def is_up(self) -> None:
+        """From now on `look_for_denials` asks this guest too."""
+        _up.append(self)
+
+    def ends(self, *, well: bool) -> None:
+        """Call before the guest and its disk go away; a second call does nothing.  Raises HarnessError."""
+        if self not in _up:
+            return
+        _up.remove(self)
+        try:
+            _none(self.denials())
+        except HarnessError:
+            if well:  # else there is an error already
+                raise
+
+
+def look_for_denials() -> None:
+    """Nobody has asked for these and so nobody expects them.  Raises HarnessError when there are any in a guest that is up."""
+    _none([line for guest in _up for line in guest.denials()])
+
+
+def _none(lines: list[str]) -> None:
+    if lines:
+        raise HarnessError("\n".join([f"SELinux denied what its policy should allow, {len(lines)} times:", *lines]))

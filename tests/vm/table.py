@@ -1,0 +1,146 @@
+"""The table of `make test-vm`: every module of these tests in every image, several guests at once, one line a test.
+
+    python -m tests.vm.table [--vm-image plain|selinux] [--at-once N] [MODULE]... [-- OPTIONS OF PYTEST]
+
+A run of pytest for each module and image, so that modules do not wait for each other: a guest is mostly idle, or on one
+processor.  A module is named as in `tests/vm/test_NAME.py`.  The rows stand in build/vm/table.md when all is done, the output of
+each run beside them; the exit status is 0 if no row failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.vm.harness import accel, clients, images, rows
+from tests.vm.harness.cache import HarnessError
+from tests.vm.harness.rows import Row
+
+HERE = Path(__file__).parent
+TREE = HERE.parents[1]
+OUT = TREE / "build" / "vm"
+IMAGES = ("plain", "selinux")
+# The longest first, so that the last to end is a short one.
+LONGEST = ("freeze", "libvirt", "ansible", "selinux", "cost", "devices", "power", "upgrade")
+FLEETS = {"fleet": 3}  # module -> guests that it boots at once; such a one runs when the others have ended
+NOTHING_CHOSEN = 5  # pytest's exit status
+
+
+class Run(NamedTuple):
+    """A module in an image."""
+
+    module: str
+    image: str
+
+    @property
+    def rows(self) -> Path:
+        return OUT / f"{self.image}-{self.module}.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return OUT / f"{self.image}-{self.module}.log"
+
+
+def modules() -> list[str]:
+    return sorted(path.stem.removeprefix("test_") for path in HERE.glob("test_*.py"))
+
+
+def carry_out(run: Run, guests: int, words: list[str]) -> int:
+    """Pytest's exit status."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "vm", "--timeout", "1800", "--vm-image", run.image]
+    command += ["--vm-rows", str(run.rows), f"tests/vm/test_{run.module}.py", *words]
+    environ = {**os.environ, "PRIVSEP_GA_VM_GUESTS": str(guests)}
+    with open(run.log, "wb") as log:
+        return subprocess.run(
+            command, cwd=TREE, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        ).returncode
+
+
+def as_they_come(futures: dict[Run, Future[int]]) -> Iterator[Row]:
+    """The rows of runs that are under way, until all have ended."""
+    told = dict.fromkeys(futures, 0)
+    while True:
+        ended = all(future.done() for future in futures.values())  # before the look: what comes later is seen next time
+        for run in futures:
+            new = rows.load(run.rows)[told[run] :]
+            told[run] += len(new)
+            yield from new
+        if ended:
+            return
+        time.sleep(0.5)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="tests.vm.table", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--vm-image", choices=(*IMAGES, "both"), default="both")
+    parser.add_argument(
+        "--at-once", type=int, default=min(3, os.cpu_count() or 1), metavar="N", help="guests (default: %(default)s)"
+    )
+    parser.add_argument("modules", nargs="*", metavar="MODULE")
+    given = sys.argv[1:]
+    at = given.index("--") if "--" in given else len(given)
+    options, words = parser.parse_args(given[:at]), given[at + 1 :]
+    unknown = set(options.modules) - set(modules())
+    if unknown:
+        parser.error(f"no module {', '.join(sorted(unknown))}: there are {', '.join(modules())}")
+    chosen = IMAGES if options.vm_image == "both" else (options.vm_image,)
+    runs = [
+        Run(module, image)
+        for module in sorted(options.modules or modules(), key=lambda m: (*LONGEST, m).index(m))
+        for image in chosen  # one that the module is not for ends at once
+    ]
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    begun = time.monotonic()
+    try:
+        with ThreadPoolExecutor(1) as pool:  # what comes from PyPI meanwhile
+            programs = pool.submit(clients.programs)
+            built = {image: images.image(image) for image in chosen}
+            programs.result()
+    except HarnessError as e:
+        print(f"tests.vm.table: {e}", file=sys.stderr)
+        return 1
+    how = "KVM" if accel.name(built[chosen[0]]) == "kvm" else "QEMU's translator (TCG)"
+    print(
+        f"images ready after {time.monotonic() - begun:.0f} s; {options.at_once} guests at once, run by {how}",
+        flush=True,
+    )
+    statuses: dict[Run, int] = {}
+    for part, at_once in (
+        ([run for run in runs if run.module not in FLEETS], options.at_once),
+        ([run for run in runs if run.module in FLEETS], 1),
+    ):
+        with ThreadPoolExecutor(at_once) as pool:
+            futures = {run: pool.submit(carry_out, run, FLEETS.get(run.module, at_once), words) for run in part}
+            for row in as_they_come(futures):
+                print(row.line(), flush=True)
+        statuses |= {run: future.result() for run, future in futures.items()}
+    bad = [run for run, status in statuses.items() if status not in (0, NOTHING_CHOSEN)]
+    for run in bad:
+        print(f"\n---- {run.image} {run.module}, from {run.log}\n{run.log.read_text(errors='replace')[-6000:]}")
+    found = [row for image in chosen for run in sorted(runs) if run.image == image for row in rows.load(run.rows)]
+    minutes = (time.monotonic() - begun) / 60
+    counts = ", ".join(f"{sum(row.result == word for row in found)} {word}" for word in rows.WORDS.values())
+    head = f"{len(found)} rows: {counts}.  {minutes:.0f} minutes, {options.at_once} guests at once, run by {how}."
+    print(f"\n{head}\n")
+    for row in found:
+        print(row.line())
+    (OUT / "table.md").write_text(rows.document(found, head))
+    print(f"\n{head}\nthe same as a document: {OUT / 'table.md'}")
+    if not found:
+        print("nothing was run", file=sys.stderr)
+    return 1 if bad or not found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

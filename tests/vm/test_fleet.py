@@ -1,0 +1,62 @@
+"""The audit of docs/examples, over three guests at once: two as they come, one where SELinux is enforcing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.vm.harness import playbook
+from tests.vm.harness.libvirt import Domain
+from tests.vm.harness.seen import Seen
+from tests.vm.harness.service import POLICY, set_policy
+
+IMAGES = ("selinux",)
+AUDIT = Path(__file__).resolve().parents[2] / "docs/examples/audit.yml"
+GUESTS = {"web1": "plain", "web2": "plain", "db1": "selinux"}
+
+
+@pytest.fixture(scope="module")
+def fleet(image: str) -> Iterator[list[Domain]]:
+    def boot(stack: ExitStack, name: str) -> Domain:
+        domain = stack.enter_context(Domain(GUESTS[name], name))
+        domain.wait_booted()
+        set_policy(domain, "ansible", dropin="ansible")
+        domain.wait_agent()
+        return domain
+
+    with ExitStack() as stack, ThreadPoolExecutor(len(GUESTS)) as pool:
+        booting = [pool.submit(boot, stack.enter_context(ExitStack()), name) for name in GUESTS]
+        yield [future.result() for future in booting]
+
+
+def audit(
+    tools: Path, folder: Path, fleet: list[Domain]
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, object]]]:
+    """What Ansible counts for each guest, and each guest's report."""
+    done = playbook.run(tools, folder, fleet, str(AUDIT), "-e", f"privsep_ga_policy={POLICY}")
+    counts = playbook.recap(done)
+    assert set(counts) == set(GUESTS), done.stdout[-3000:] + done.stderr[-1000:]
+    assert done.returncode == (2 if any(row["failed"] for row in counts.values()) else 0), done.stdout[-3000:]
+    return counts, {name: json.loads((folder / "audit" / f"{name}.json").read_text()) for name in GUESTS}
+
+
+def test_an_audit_of_three_guests(fleet: list[Domain], tools: Path, tmp_path: Path, seen: Seen) -> None:
+    """Ansible's audit of three guests: all are as they should be; then one has another policy, and that one fails"""
+    begun = time.monotonic()
+    counts, reports = audit(tools, tmp_path, fleet)
+    took = time.monotonic() - begun
+    assert [row["failed"] + row["unreachable"] for row in counts.values()] == [0, 0, 0], reports
+    for report in reports.values():
+        assert "guest-exec" in " ".join(report["allowed"])  # type: ignore[arg-type]
+    # Somebody changes one guest's policy and reloads nothing: it is wrong from now on.
+    fleet[1].put("allow = [\n", f"{Path(POLICY).parent}/policy.d/90-somebody.toml")
+    counts, reports = audit(tools, tmp_path, fleet)
+    assert {name for name, row in counts.items() if row["failed"]} == {"web2"}
+    assert "90-somebody.toml" in str(reports["web2"]["policy"])
+    seen(f"3 reports in {took:.0f} s; the second time web2 fails: {reports['web2']['policy']}")
