@@ -11,7 +11,6 @@ import sys
 
 from policy.builtin import COMMANDS, PEER_LEVEL, PROFILES
 from policy.errors import PolicyError
-from policy.model import builtin, with_lists
 from privsep import getopt
 from privsep.config import HOOK, Config, ConfigError, config_file
 
@@ -140,6 +139,8 @@ def main(words: Sequence[str] | None = None, *, libexec: str | None = None) -> i
 
 def effective_policy(config: Config) -> Policy:
     """The policy with the lists of the configuration folded in.  Raises PolicyError."""
+    from policy.model import builtin, with_lists  # while the front starts
+
     if config.policy in PROFILES:
         policy = builtin(config.policy)
     else:

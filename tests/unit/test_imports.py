@@ -50,7 +50,7 @@ def imports(process: str) -> str:
     """The statements that bring in what the process has imported when it is ready."""
     if process == "supervisor":
         # `start` imports nothing more; what only some starts need (a daemon, a configuration file) is not in it.
-        return "import privsep.cli, privsep.early, privsep.startup"
+        return "import privsep.cli, privsep.early, policy.model, privsep.startup"
     own = {"front": "privsep.front", "thawer": "privsep.thawer"}.get(process)
     return f"import privsep.child, {own or f'privsep.runtime, workers.{process}'}"
 
