@@ -72,6 +72,7 @@ _EVENTS: Final = frozenset(("lapse", "recovery", "policy"))
 _RESULTS: Final = frozenset(("ok", "error", "lost"))
 _DIGITS: Final = 18
 _NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_second = (-1, "")  # the last one that was written, and its text: most records are of the same
 _NOTICE: Final = 5
 _WARNING: Final = 4
 _INFO: Final = 6
@@ -100,22 +101,35 @@ def stamped(
     elif domains.get(command) != process:
         return None
     rule, origin = about(command, rule)
-    found: Record = {"time": _instant(_number(said)), "phase": phase, "id": _number(number)}
-    found.update(process=process, pid=pid, command=command, domain=domains[command])
-    found.update(decision="deny" if refused else "allow", rule=rule, origin=origin)
+    found: Record = {
+        "time": _instant(_number(said)),
+        "phase": phase,
+        "id": _number(number),
+        "process": process,
+        "pid": pid,
+        "command": command,
+        "domain": domains[command],
+        "decision": "deny" if refused else "allow",
+    }
+    if rule:
+        found["rule"] = rule
+    if origin:
+        found["origin"] = origin
     if phase == END:
-        found.update(result=result if result in _RESULTS else "error")
-    found["error"] = error
+        found["result"] = result if result in _RESULTS else "error"
+    if error:
+        found["error"] = error
     if phase == END and took:
         found["duration-us"] = _number(took)
     for key, value in (("bytes-in", taken), ("bytes-out", given), ("lost", lost)):
-        if _number(value):
+        if value and value != "0" and _number(value):
             found[key] = _number(value)
-    names, values = parts[PARTS::2], parts[PARTS + 1 :: 2]
-    arguments = {n: v for n, v in zip(names, values, strict=False) if n and _NAME.issuperset(n)}
-    if arguments:
-        found["arguments"] = arguments
-    return {k: v for k, v in found.items() if v != ""}
+    if len(parts) > PARTS:
+        names, values = parts[PARTS::2], parts[PARTS + 1 :: 2]
+        arguments = {n: v for n, v in zip(names, values, strict=False) if n and _NAME.issuperset(n)}
+        if arguments:
+            found["arguments"] = arguments
+    return found
 
 
 def event(name: str, detail: str, process: str, pid: int, said: int) -> Record:
@@ -128,12 +142,16 @@ def _number(text: str) -> int:
 
 
 def _instant(micro: int) -> str:
-    try:
-        t = time.gmtime(micro // 1000000)
-    except (OverflowError, OSError, ValueError):
-        t = time.gmtime(0)
-    date = f"{t.tm_year:04}-{t.tm_mon:02}-{t.tm_mday:02}"
-    return f"{date}T{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}.{micro % 1000000:06}Z"
+    global _second
+    second = micro // 1000000
+    if second != _second[0]:
+        try:
+            t = time.gmtime(second)
+        except (OverflowError, OSError, ValueError):
+            t = time.gmtime(0)
+        date = f"{t.tm_year:04}-{t.tm_mon:02}-{t.tm_mday:02}"
+        _second = second, f"{date}T{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02}"
+    return f"{_second[1]}.{micro % 1000000:06}Z"
 
 
 def as_json(record: Record) -> str:

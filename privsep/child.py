@@ -116,6 +116,7 @@ def _live(name: str, filters: str, root: str) -> int:
         run = Worker(name, module, context, allowed).run
 
     gc.freeze()
+    gc.enable()  # the entry script turned it off
     try:
         walls = apply(
             row,

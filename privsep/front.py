@@ -6,6 +6,7 @@ which worker has which request is `privsep/dispatch.py`.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import time
@@ -364,6 +365,7 @@ class Front:
 
     def _from_worker(self, link: dispatch.Link, events: int, now: float) -> None:
         fd = link.fd
+        gc.disable()  # as in the worker: a large reply has no cycles
         try:
             if events & select.POLLOUT:
                 link.flush()
@@ -387,6 +389,8 @@ class Front:
             self._log.error(f"the {link.row.name} worker broke the protocol and is ended: {e}")
             self._ask(wiring.END | NUMBER[link.row.name])
             self._lost(link, fd, now)
+        finally:
+            gc.enable()
 
     def _reply(self, link: dispatch.Link, reply: tuple[Request, bool, object], now: float) -> None:
         request, ok, value = reply

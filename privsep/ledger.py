@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 BUDGET: Final = {"front": 64 * 1024}  # bytes a second; the front's records are refusals
 BUDGET_OF_OTHERS: Final = 4 << 20
 SECOND: Final = 1.0
+REST: Final = (
+    0.0005  # seconds from one look to the next, a millisecond as poll(2) counts: less than a program takes to start
+)
 _TURN: Final = 32  # records of one process at a time: so many are in our memory, the rest waits in the socket
 _OWN: Final = 256  # records of our own, at most, while frozen
 _LAST: Final = 256  # turns at the end: more than the sockets hold
@@ -88,11 +91,18 @@ class Ledger:
         loop.watch(self._epoll.fileno(), lambda: self._ready())
 
     def _ready(self) -> None:
+        """Take what there is, and then look away for a moment: in a stream of requests one look takes the records of several."""
         assert self._loop is not None
+        self._loop.forget(self._epoll.fileno())
         if self.held:
-            self._loop.forget(self._epoll.fileno())  # `frozen` listens again
-        elif self.take() and self._loop.due("audit") is None:
+            return  # `frozen` listens again
+        if self.take() and self._loop.due("audit") is None:
             self._loop.at("audit", SECOND, self.resume)
+        self._loop.at("audit rest", REST, self._rested)
+
+    def _rested(self) -> None:
+        if self._loop is not None and not self.held:
+            self.listen(self._loop)
 
     def frozen(self, frozen: bool) -> None:
         """File systems are about to be frozen, or none is any more."""

@@ -89,8 +89,12 @@ class Log:
         if self.verbose:
             self._line(_DEBUG, text)
 
+    def later(self, text: str) -> None:
+        """As `info`, but written with the next line or by `flush`: after the reply to the request that it is about."""
+        self._keep(self._format(_INFO, text))
+
     def flush(self) -> None:
-        """Write what was held; does nothing while there is still reason to hold."""
+        """Write what was kept; does nothing while there is reason to hold it."""
         if self._held and not self._must_hold():
             self._drain()
 

@@ -6,6 +6,7 @@ reasons an administrator can mend is tried before it.
 
 from __future__ import annotations
 
+import gc
 import os
 
 from privsep import channel, rundir, statefile
@@ -188,6 +189,8 @@ def _supervise(
             statefile.ensure(statedir)
     except OSError as e:
         raise StartError(f"cannot write the state file {statedir}/{statefile.STATE}: {e.strerror}") from None
+    gc.freeze()
+    gc.enable()  # the program turned it off
     try:
         return supervisor.run()
     finally:

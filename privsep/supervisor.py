@@ -604,6 +604,7 @@ class Supervisor:
         self._notifier.stopping()
         self._stopping = self._holder.stopping = True
         self._loop.cancel_all()
+        self._ledger.listen(self._loop)
         if self._reload is not None:
             self._reload.stop()
         if self.children["fs"].alive:

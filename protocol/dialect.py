@@ -49,7 +49,7 @@ from protocol.lexis import (
 )
 from protocol.plain import NESTING_LIMIT, SIZE_LIMIT, TOKEN_LIMIT
 from protocol.text import lenient
-from protocol.tree import Malformed, value_of
+from protocol.tree import Malformed, value_of, word_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,12 +67,17 @@ _WORD: Final = 4
 _RECOVERY: Final = 5  # after a stray byte
 _FLOOD: Final = 6  # after too many errors
 
-_LF, _OPEN = b"\n{"
+_LF, _OPEN, _ZERO = b"\n{0"
 _RESETS: Final = bytes((RESET, RESET + 1))
 _QUOTE, _APOSTROPHE = b"\"'"
 _BRACES: Final = {0x7B: 1, 0x7D: -1}
 _BRACKETS: Final = {0x5B: 1, 0x5D: -1}
 _WORD_KEPT: Final = 2048  # a word this long is wrong, and the rest of it is not even in the message
+_EXPECTING: Final = "JSON parse error, expecting value"
+_LONE: Final = b",:]}"  # marks that no request begins with
+_GOES_ON: Final = b".eE"  # a number, after digits
+# What may matter after the errors that are answered: it may begin a request, or go on beyond its line.
+_LASTING: Final = b"{[\"'-" + DIGITS + SPACE + _RESETS
 _SCANNED: Final = 1 << 14  # bytes of a piece up to which the plain way is the quicker one whatever is in it
 _LINE: Final = 1 << 12  # bytes of a line to look at for plain requests when other lines are not plain
 
@@ -165,6 +170,10 @@ class Parser:
                         if taken:
                             pos += taken if line.isascii() else len(line[:taken].encode())
                             continue
+                after = self._outside(data, pos, end)
+                if after != pos:
+                    pos = after
+                    continue
             if data[pos] >= RESET:
                 looked_to = min(looked_to, 0)  # a host that resets the parser sends a plain request next
             pos = _STEPS[self._state](self, data, pos, end)
@@ -196,10 +205,7 @@ class Parser:
     def _between(self, data: bytes, pos: int, end: int) -> int:
         c = data[pos]
         if c in SPACE:
-            stop = run(data, pos, SPACE)
-            if not self._left and not self._text and data.find(b"\n", pos, stop) >= 0:
-                self._left = 1
-            return stop
+            return run(data, pos, SPACE)
         if self._text and pos >= self._walk_to and end - pos >= bulk.LEAST:
             block = data[pos : pos + bulk.LARGEST]
             taken = 0 if bulk.is_string(block) else self._bulk(block)
@@ -224,6 +230,42 @@ class Parser:
             self._state = _NUMBER
         self._text.append(c)
         return pos + 1
+
+    def _outside(self, data: bytes, pos: int, end: int) -> int:
+        """Pass over what is no part of an object or a list: of a flood, that is most of it.
+
+        Up to a byte that may begin one, or resets, or a token that is not of the simple ones; `pos` if it is one already."""
+        while pos < end:
+            c = data[pos]
+            if c in SPACE:
+                stop = run(data, pos, SPACE)
+                if not self._left and data.find(b"\n", pos, stop) >= 0:
+                    self._left = 1
+                pos = stop
+                continue
+            if not self._left and c not in _LASTING:
+                self._state = _FLOOD
+                return pos + 1
+            if c in _LONE:
+                self._fail(_EXPECTING)
+                pos += 1
+                continue
+            kinds = LETTERS if c in LETTERS else DIGITS
+            if c not in kinds or c == _ZERO:
+                return pos
+            part = data[pos : pos + WINDOW]
+            behind = part.lstrip(kinds)
+            if not behind or (kinds is DIGITS and behind[0] in _GOES_ON):
+                return pos
+            token = part[: len(part) - len(behind)]
+            pos += len(token)
+            try:
+                self._complete(plain.integer(token) if kinds is DIGITS else word_of(token))
+            except Malformed as e:
+                self._fail(e.desc)
+            if self._state != _BETWEEN:
+                break
+        return pos
 
     def _string(self, data: bytes, pos: int, end: int) -> int:
         window = WINDOW
@@ -279,19 +321,28 @@ class Parser:
         return pos
 
     def _skip(self, data: bytes, pos: int, end: int) -> int:
-        line = data.find(b"\n", pos)
-        stop = end if line < 0 else line
-        for c in (RESET, RESET + 1):
-            reset = data.find(c, pos, stop)
-            if reset >= 0:
-                stop, line = reset, -1
-        if stop == end:
-            return end
-        if line >= 0:
+        while True:
+            line = data.find(b"\n", pos)
+            stop = end if line < 0 else line
+            for c in (RESET, RESET + 1):
+                reset = data.find(c, pos, stop)
+                if reset >= 0:
+                    stop, line = reset, -1
+            if line < 0:
+                if stop == end:
+                    return end
+                self._state = _RECOVERY
+                return stop + 1
             self._left, self._state = 1, _BETWEEN
-        else:
-            self._state = _RECOVERY
-        return stop + 1
+            pos = line + 1
+            # Most lines of a flood are wrong from their first byte.
+            if pos == end or data[pos] not in _LONE:
+                return pos
+            self._fail(_EXPECTING)
+            pos += 1
+            if pos == end or data[pos] in _LASTING:
+                return pos
+            self._state = _FLOOD
 
     # -- the counter
 

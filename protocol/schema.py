@@ -254,9 +254,9 @@ def _fits(kind: object) -> type | Callable[[object], bool]:
         case "bool":
             return bool
         case "int":
-            return lambda value: type(value) is int and value <= INT64_MAX
+            return _is_int
         case "uint64":
-            return lambda value: type(value) is int and value >= 0
+            return _is_uint64
         case "number":
             return lambda value: type(value) is float or type(value) is int
         case Enum():
@@ -285,11 +285,29 @@ def _struct_fits(struct: Struct) -> Callable[[object], bool]:
             return False
         for name, member in value.items():
             kind = kinds.get(name)
-            if type(member) is not kind and (kind is None or type(kind) is type or not kind(member)):
+            if type(member) is kind:
+                continue
+            # Most members are integers: a call for each would double their cost.
+            if kind is _is_uint64:
+                if type(member) is not int or member < 0:
+                    return False
+            elif kind is _is_int:
+                if type(member) is not int or member > INT64_MAX:
+                    return False
+            elif kind is None or type(kind) is type or not kind(member):
                 return False
-        return value.keys() >= required
+        # No name stands twice, so where there are as many as there can be none is missing.
+        return len(value) == len(kinds) or value.keys() >= required
 
     return check
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int and value <= INT64_MAX
+
+
+def _is_uint64(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _anything(value: object) -> bool:

@@ -261,16 +261,25 @@ class Session:
                 return
         events = self._parser.feed(data)
         self._resting = self._parser.resting
+        queue = self._queue
         for event in events:
-            if isinstance(event, ParseError):
-                request = Request()
-                request.error = CommandError(event.desc)
-                self._counts[tally.INVALID] += 1
-            else:
+            if isinstance(event, Value) and type(event.value) is dict:
                 if len(data) > _SHORT:  # only then there may be long text
                     _settle(event.value)
                 request = self._read(event.value)
-            self._queue.append(request)
+                if queue or request.error is None:
+                    queue.append(request)
+                else:
+                    self.output += self._failure(request, request.error)
+                continue
+            self._counts[tally.INVALID] += 1
+            desc = event.desc if isinstance(event, ParseError) else wire.NO_OBJECT
+            if queue:
+                request = Request()
+                request.error = CommandError(desc)
+                queue.append(request)
+            else:  # nothing stands before it
+                self.output += wire.malformed(desc)
         if alone and self._resting and len(data) <= _SHORT and self._queue:
             self._remember(data, events)
         self.advance(now)
@@ -353,7 +362,7 @@ class Session:
             self._flow.end(None)
             self._pour_flow(self._flow, now)
         elif not request.muted:
-            self._write(wire.failure(error.kind, error.desc, *self._id_of(request)))
+            self._write(self._failure(request, error))
             self._finished(request, now)
 
     def written(self, count: int, now: float | None = None) -> None:
@@ -529,7 +538,7 @@ class Session:
                 request.error = e
                 self._count_refusal(request)
         if request.error is not None:
-            line = wire.failure(request.error.kind, request.error.desc, *self._id_of(request))
+            line = self._failure(request, request.error)
         if not request.muted:
             self.output += line
 
@@ -632,7 +641,10 @@ class Session:
     @staticmethod
     def _line(event: Value | ParseError) -> bytes:
         assert isinstance(event, ParseError)
-        return wire.failure("GenericError", event.desc)
+        return wire.malformed(event.desc)
+
+    def _failure(self, request: Request, error: CommandError) -> bytes:
+        return wire.failure(error.kind, error.desc, *self._id_of(request))
 
     @staticmethod
     def _id_of(request: Request) -> tuple[object, ...]:

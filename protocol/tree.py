@@ -51,6 +51,13 @@ def value_of(text: bytearray, tokens: int, long_text: bool = False) -> object:
     return _parse(text, long_text and len(text) > LONG and text.isascii())
 
 
+def word_of(word: bytes) -> object:
+    """A word's value; raises Malformed."""
+    if word not in _WORDS:
+        raise Malformed(f"invalid keyword '{word.decode()}'"[:_MESSAGE_LIMIT])
+    return _WORDS[word]
+
+
 def _parse(text: bytearray, long_text: bool) -> object:
     end = len(text)
     stack: list[tuple[list[object] | dict[str, object] | None, str]] = []
@@ -89,10 +96,7 @@ def _parse(text: bytearray, long_text: bool) -> object:
             pos = stop
         elif first in LETTERS:
             stop = run(text, pos, LETTERS)
-            word = bytes(text[pos:stop])
-            if word not in _WORDS:
-                raise Malformed(f"invalid keyword '{word.decode()}'"[:_MESSAGE_LIMIT])
-            value = _WORDS[word]
+            value = word_of(bytes(text[pos:stop]))
             pos = stop
         else:
             raise Malformed("expecting value")

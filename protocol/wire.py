@@ -36,6 +36,8 @@ class _Absent:
 
 ABSENT: Final = _Absent()  # no id: null is one
 
+NO_OBJECT: Final = "QMP input must be a JSON object"
+
 DELIMITER: Final = b"\xff"
 _PONG: Final = b'{"return": {}}\n'
 
@@ -220,6 +222,11 @@ def failure(kind: str, desc: str, id: object = ABSENT) -> bytes:
     return b'{"id": ' + encode(id) + b", " + error
 
 
+def malformed(desc: str) -> bytes:
+    """The line for what is no request at all: there may be very many of them."""
+    return b'{"error": {"class": "GenericError", "desc": ' + _string(desc).encode("ascii") + b"}}\n"
+
+
 def delimited(line: bytes) -> bytes:
     """The line of guest-sync-delimited: hosts throw away what comes before this byte."""
     return DELIMITER + line
@@ -239,7 +246,7 @@ def read_request(value: object, envelope: Envelope) -> tuple[str, dict[str, obje
 
     `envelope` gets the id, if there is one, before anything is found wrong; raises CommandError in the peer's words."""
     if type(value) is not dict:
-        raise CommandError("QMP input must be a JSON object")
+        raise CommandError(NO_OBJECT)
     if "id" in value:
         envelope.id = value["id"]
         envelope.has_id = True

@@ -163,7 +163,7 @@ class Children:
                 how = f"signal {child.signal}" if child.signal is not None else f"exit code {child.exitcode}"
                 took = (time.monotonic() - child.begun) * 1000
                 size = sum(len(s.data) for s in child.streams)
-                ctx.log.info(f"guest-exec: pid {child.pid} ended, {how}, {took:.0f} ms, {size} bytes captured")
+                ctx.log.later(f"guest-exec: pid {child.pid} ended, {how}, {took:.0f} ms, {size} bytes captured")
                 self._limit(ctx)
 
     def _watch(self, child: Child, fd: int, events: int) -> None:

@@ -139,7 +139,7 @@ def guest_exec(
             os.close(fd)
         if walls is not None:
             walls.close()
-    ctx.log.info(f"guest-exec: {path!r} with {len(arg or ())} arguments is pid {pid}")
+    ctx.log.later(f"guest-exec: {path!r} with {len(arg or ())} arguments is pid {pid}")
     table.children.add(ctx, child, int(rule.one("time-limit", "0")) if rule is not None else 0)
     return {"pid": pid}
 

@@ -98,6 +98,8 @@ def launch(
     denied = False
     for candidate in _candidates(file, search):
         try:
+            if candidate is not file:
+                _look(candidate)
             return _start(candidate, argv, given, stdin, stdout, stderr, account, confine)
         except _NotExecuted as e:
             number = e.number
@@ -140,6 +142,15 @@ class _NotExecuted(Exception):
         self.number = number
 
 
+def _look(file: bytes) -> None:
+    """Most folders of PATH do not have it: a system call instead of a child.  Raises _NotExecuted."""
+    try:
+        os.stat(file)
+    except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise _NotExecuted(e.errno) from None
+
+
 def _start(
     file: bytes,
     argv: list[bytes],
@@ -150,12 +161,6 @@ def _start(
     account: Account | None,
     confine: Callable[[], None] | None,
 ) -> int:
-    try:
-        # Most folders of PATH do not have it: a system call instead of a child.
-        os.stat(file)
-    except OSError as e:
-        if e.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise _NotExecuted(e.errno) from None
     try:
         return _fork_exec(file, argv, environment, stdin, stdout, stderr, account, confine)
     except _NotExecuted as e:

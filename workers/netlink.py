@@ -180,24 +180,21 @@ class Shape:
 
     __slots__ = ("heads", "expected", "values")
 
-    def __init__(self, data: bytearray | bytes, at: int, fixed: int, attributes: list[tuple[int, str]]) -> None:
-        """Of the message body at `at`: `fixed` bytes, and then attributes (length, format; "" for one not wanted)."""
-        heads, values = f"={fixed}x", f"={fixed}s"
+    def __init__(self, data: bytearray | bytes, at: int, fixed: str, attributes: list[tuple[int, str]]) -> None:
+        """Of the message body at `at`: a fixed part in this format, and then attributes (length, format; "" for one not wanted)."""
+        heads, values = f"={Struct('=' + fixed).size}x", f"={fixed}"
         gap = 0
         for length, code in attributes:
-            heads += f"4s{(length + 3 & ~3) - 4}x"
+            heads += f"I{(length + 3 & ~3) - 4}x"
             if code:
                 values += f"{gap + 4}x{code}"
                 gap = (length + 3 & ~3) - 4 - Struct("=" + code).size
             else:
                 gap += length + 3 & ~3
         # A message may end without the last attribute's padding.
-        self.heads = Struct(heads.rpartition("4s")[0] + "4s")
-        self.values = Struct(values)
-        self.expected = self.heads.unpack_from(data, at)
-
-    def fits(self, data: bytearray | bytes, at: int) -> bool:
-        return self.heads.unpack_from(data, at) == self.expected
+        self.heads = Struct(heads.rpartition("I")[0] + "I").unpack_from
+        self.values = Struct(values).unpack_from
+        self.expected = self.heads(data, at)
 
 
 _SHAPES: Final = 64  # kept of each kind; more are walked
@@ -211,16 +208,18 @@ def take_link(data: bytearray | bytes, at: int, end: int, found: list[Link]) -> 
     The walk ends at the third of the three attributes; a kernel sends the longest ones after them.
     """
     size = end - at
+    counters: tuple[int, ...] | None
     shape = _link_shapes.get(size)
-    if shape is not None and shape.fits(data, at):
-        fixed, name, address, *every = shape.values.unpack_from(data, at)
-        found.append(Link(LINK.unpack(fixed)[2], name.rstrip(b"\0"), address, _counters(every)))
+    if shape is not None and shape.heads(data, at) == shape.expected:
+        index, name, address, a, b, c, d, e, f, dropped, h, missed = shape.values(data, at)
+        counters = (a, b, c, d, e, f, dropped + missed & 0xFFFFFFFFFFFFFFFF, h)
+        found.append(Link(index, name.rstrip(b"\0"), address, counters))
         return
     start = at
     index = LINK.unpack_from(data, at)[2]
     at += LINK.size
     name = address = b""
-    counters: tuple[int, ...] | None = None
+    counters = None
     unpack = ATTRIBUTE.unpack_from
     attributes: list[tuple[int, str]] = []
     order: list[int] = []
@@ -237,7 +236,7 @@ def take_link(data: bytearray | bytes, at: int, end: int, found: list[Link]) -> 
             code = f"{length - 4}s"
         elif kind == IFLA_STATS64 and length >= 4 + COUNTERS.size:
             counters = _counters(COUNTERS.unpack_from(data, at + 4))
-            code = "16Q"
+            code = "8Q56xQ"
         attributes.append((length, code))
         if code:
             order.append(kind)
@@ -246,10 +245,10 @@ def take_link(data: bytearray | bytes, at: int, end: int, found: list[Link]) -> 
         at += length + 3 & ~3
     found.append(Link(index, name, address, counters))
     if order == [IFLA_IFNAME, IFLA_ADDRESS, IFLA_STATS64] and len(_link_shapes) < _SHAPES:
-        _link_shapes[size] = Shape(data, start, LINK.size, attributes)
+        _link_shapes[size] = Shape(data, start, "4xi8x", attributes)
 
 
-def _counters(every: tuple[int, ...] | list[int]) -> tuple[int, ...]:
+def _counters(every: tuple[int, ...]) -> tuple[int, ...]:
     return (*every[:6], every[6] + every[15] & 0xFFFFFFFFFFFFFFFF, every[7])
 
 
@@ -267,11 +266,14 @@ def take_address(data: bytearray | bytes, at: int, end: int, found: list[Address
         return
     length = end - at
     shape = _address_shapes.get(length)
-    if shape is not None and shape.fits(data, at):
-        values = shape.values.unpack_from(data, at)
-        packed = values[-1] if len(values) == 2 else values[2]
+    if shape is not None and shape.heads(data, at) == shape.expected:
+        values = shape.values(data, at)
+        if len(values) == 1:
+            packed, label = values[0], b""
+        else:
+            _, packed, label = values
         if len(packed) == size:
-            found.append(Address(index, family, prefix, packed, values[3].rstrip(b"\0") if len(values) == 4 else b""))
+            found.append(Address(index, family, prefix, packed, label.rstrip(b"\0")))
         return
     start, total = at, length
     at += ADDRESS.size
@@ -300,7 +302,7 @@ def take_address(data: bytearray | bytes, at: int, end: int, found: list[Address
     if len(packed) == size:
         found.append(Address(index, family, prefix, packed, label))
     if order in ([IFA_ADDRESS], [IFA_ADDRESS, IFA_LOCAL, IFA_LABEL]) and len(_address_shapes) < _SHAPES:
-        _address_shapes[total] = Shape(data, start, ADDRESS.size, attributes)
+        _address_shapes[total] = Shape(data, start, "8x", attributes)
 
 
 def _dump(netlink: Netlink, request: int, body: bytes, take: Callable[[Any, int, int, list[Any]], None]) -> list[Any]:

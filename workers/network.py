@@ -90,22 +90,25 @@ def interfaces(links: list[netlink.Link], addresses: list[netlink.Address]) -> l
         hardware[link.name] = text = _hardware(link.address)
         rows[link.name] = {"name": os.fsdecode(link.name), "hardware-address": text}
     lists: dict[bytes, list[dict[str, object]]] = {}
+    text_of = _socket.inet_ntop
     for address in addresses:
         name = address.label or names.get(address.index)
         if name is None:
             continue
-        if name not in rows:
-            # The kernel's ioctl for the hardware address cuts a label at its colon.
-            rows[name] = {"name": os.fsdecode(name)}
-            base = hardware.get(name.partition(b":")[0])
-            if base is not None:
-                rows[name]["hardware-address"] = base
-        if name not in lists:
-            rows[name]["ip-addresses"] = lists[name] = []
-        lists[name].append(
+        listed = lists.get(name)
+        if listed is None:
+            if name not in rows:
+                # The kernel's ioctl for the hardware address cuts a label at its colon.
+                rows[name] = {"name": os.fsdecode(name)}
+                base = hardware.get(name.partition(b":")[0])
+                if base is not None:
+                    rows[name]["hardware-address"] = base
+            rows[name]["ip-addresses"] = lists[name] = listed = []
+        family = address.family
+        listed.append(
             {
-                "ip-address": _socket.inet_ntop(address.family, address.packed),
-                "ip-address-type": _FAMILIES[address.family],
+                "ip-address": text_of(family, address.packed),
+                "ip-address-type": _FAMILIES[family],
                 "prefix": address.prefix,
             }
         )

@@ -34,7 +34,7 @@ class Lines:
     def error(self, text: str) -> None:
         self.lines.append(text)
 
-    warning = info = debug = error
+    warning = info = later = debug = error
 
     def flush(self) -> None:
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,12 +52,15 @@ def test_a_program_runs_isolated_wherever_the_interpreter_and_the_modules_are(tm
     home = tmp_path / folder
     (home / "privsep").mkdir(parents=True)
     (home / "privsep" / "child.py").write_text(PROBE)
+    shutil.copy(SCRIPT.parents[1] / "privsep" / "finder.py", home / "privsep")
     python = home / "python"
     # A script in between: an interpreter finds its library by its own place, which a link would change.
     python.write_text(f'#!/bin/sh\nexec {os.path.realpath(sys.executable)} "$@"\n')
     python.chmod(0o755)
     path = tmp_path / "program"
-    launchers.write(path, launchers.program(str(python), "-IS", str(home), "", "privsep.child", "main('fs')"))
+    launchers.write(
+        path, launchers.program(str(python), "-IS", str(home), "", "privsep.child", "main('fs')", hurry=True)
+    )
     result = subprocess.run([path, "a b", "c"], capture_output=True, text=True, cwd="/", env={"LC_ALL": "C.UTF-8"})
     assert result.stdout == f"{('fs',)} 1 1 ['a b', 'c'] {home}\n", result.stderr
     assert not (home / "privsep" / "__pycache__").exists()

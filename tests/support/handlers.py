@@ -27,7 +27,7 @@ class Lines:
     def _add(self, text: str) -> None:
         self.lines.append(text)
 
-    error = warning = info = debug = _add
+    error = warning = info = later = debug = _add
 
 
 class BareContext:

@@ -39,6 +39,8 @@ sys.dont_write_bytecode = True
 sys.path[:] = [p for p in sys.path if p] + sys.argv[2:]
 sys.path.insert(0, sys.argv[1])
 before = set(sys.modules)
+from privsep import finder
+finder.install(sys.argv[1])
 {imports}
 print("\\n".join(sorted(set(sys.modules) - before)))
 """

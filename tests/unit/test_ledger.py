@@ -49,8 +49,15 @@ class Trail:
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
+            while self.loop.due("audit rest") is not None:
+                self.loop.turn()
             self.loop.at("now", 0.0, lambda: None)
             self.loop.turn()
+
+    def once(self) -> None:
+        """One thing that happens, a rest's end too; it is waited for."""
+        self.loop.at("now", 1.0, lambda: None)
+        self.loop.turn()
 
     def records(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
@@ -94,6 +101,39 @@ def test_what_is_left_at_the_end_is_written(trail: Trail) -> None:
     begun = time.monotonic()
     trail.ledger.drain()
     assert sorted(r["id"] for r in trail.records()) == list(range(101)) and time.monotonic() - begun < 5  # type: ignore[type-var]
+
+
+def test_what_comes_in_a_stream_is_taken_together(trail: Trail) -> None:
+    file, _ = trail.process("file")
+    file.begin(1, "guest-file-open", [])
+    trail.turn()
+    assert [r["id"] for r in trail.records()] == [1]  # at once
+    begun = time.monotonic()
+    for number in range(2, 7):
+        file.begin(number, "guest-file-open", [])
+    taken = 1
+    while taken < 6:
+        trail.once()
+        assert len(trail.records()) in (1, 6)
+        taken = len(trail.records())
+    assert time.monotonic() - begun < 0.5
+    trail.turn(3)
+    file.begin(7, "guest-file-open", [])
+    trail.turn()
+    assert [r["id"] for r in trail.records()] == list(range(1, 8))
+
+
+def test_a_rest_does_not_outlast_a_freeze_that_began_in_it(trail: Trail) -> None:
+    fs, _ = trail.process("fs")
+    fs.begin(1, "guest-fsfreeze-freeze", [])
+    trail.once()
+    trail.ledger.frozen(True)
+    fs.end(1, "guest-fsfreeze-freeze", error=None, took=0.1, taken=0, given=0)
+    trail.turn(3)
+    assert len(trail.records()) == 1
+    trail.ledger.frozen(False)
+    trail.turn()
+    assert [r["phase"] for r in trail.records()] == ["begin", "end"]
 
 
 def test_nothing_is_written_while_frozen_and_all_of_it_after(trail: Trail) -> None:

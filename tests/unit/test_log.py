@@ -157,3 +157,18 @@ def test_a_file_is_appended_to(tmp_path: Path) -> None:
     Log(fd, "fs", journal=True).info("new")
     os.close(fd)
     assert path.read_text() == "old\n<6>fs: new\n"
+
+
+def test_a_line_for_later_is_written_before_the_next_or_when_there_is_time(pipe: Pipe) -> None:
+    log = Log(pipe.writing, "exec", journal=True)
+    log.later("one")
+    assert pipe.lines() == []
+    log.warning("two")
+    log.later("three")
+    assert pipe.lines() == ["<6>exec: one", "<4>exec: two"]
+    log.flush()
+    assert pipe.lines() == ["<6>exec: three"]
+    log.hold = lambda: True
+    log.later("four")
+    log.flush()
+    assert pipe.lines() == []

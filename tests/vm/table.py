@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.vm.harness import accel, clients, images, rows
+from tests.vm.harness import accel, clients, hosttools, images, libvirt, rows
 from tests.vm.harness.cache import HarnessError
 from tests.vm.harness.rows import Row
 
@@ -103,6 +103,10 @@ def main() -> int:
     OUT.mkdir(parents=True)
     begun = time.monotonic()
     try:
+        # All that apt installs at once: runs that are under way together must not want it at the same time.
+        hosttools.need(
+            {**hosttools.IMAGE_TOOLS, **libvirt.TOOLS}, {**hosttools.FIRMWARE, **libvirt.FILES, **clients.FILES}
+        )
         with ThreadPoolExecutor(1) as pool:  # what comes from PyPI meanwhile
             programs = pool.submit(clients.programs)
             built = {image: images.image(image) for image in chosen}

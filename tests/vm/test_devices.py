@@ -19,18 +19,21 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def volumes(guest: Guest) -> Iterator[str]:
-    """A logical volume with ext4 on a disk of its own, and one with xfs whose disk is a file on /mnt/ext4."""
+    """A logical volume with ext4 on a disk of its own, and one whose disk is a file on /mnt/ext4.
+
+    The copy of losetup(8) runs as whoever starts it; SELinux gives the installed one a type that may not write to files without a label.
+    """
     set_policy(guest, "backup")
     guest.check(
         f"set -e; pvcreate -q {DISK}; vgcreate -q disks {DISK}; lvcreate -q -Wn -n volume -L 200M disks;"
         f"mkfs.ext4 -q /dev/disks/volume; mkdir -p {VOLUME} {NESTED}; mount /dev/disks/volume {VOLUME};"
-        "truncate -s 120M /mnt/ext4/disk; loop=$(losetup --show -f /mnt/ext4/disk); echo $loop > /run/loop;"
+        "truncate -s 120M /mnt/ext4/disk; cp /usr/sbin/losetup /root; loop=$(/root/losetup --show -f /mnt/ext4/disk); echo $loop > /run/loop;"
         "pvcreate -q $loop; vgcreate -q files $loop; lvcreate -q -Wn -n nested -L 100M files;"
         f"mkfs.ext4 -q /dev/files/nested; mount /dev/files/nested {NESTED}",
     )
     yield VOLUME
     guest.check(
-        f"systemctl stop writers; umount {NESTED}; vgchange -q -an files; losetup -d $(cat /run/loop); umount {VOLUME}; vgchange -q -an disks"
+        f"systemctl stop writers; umount {NESTED}; vgchange -q -an files; /root/losetup -d $(cat /run/loop); umount {VOLUME}; vgchange -q -an disks"
     )
 
 

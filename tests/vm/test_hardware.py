@@ -63,22 +63,6 @@ def test_processors_off_and_on(guest: Guest, seen: Seen) -> None:
     seen(f"nproc 2, 1, 2; processor 0: {refusal.value.desc}")
 
 
-def test_a_plugged_processor(guest: Guest, seen: Seen) -> None:
-    """A processor that QEMU plugs comes off line, and on line by guest-set-vcpus"""
-    with guest.agent() as agent:
-        guest.qmp.call("query-status")
-        guest.plug_cpu()
-        end = time.monotonic() + 30
-        while len(cpus := agent.call("guest-get-vcpus")) < 3:
-            assert time.monotonic() < end
-            time.sleep(0.2)
-        new = next(c for c in cpus if c["logical-id"] == 2)
-        if not new["online"]:
-            assert agent.call("guest-set-vcpus", vcpus=[{"logical-id": 2, "online": True}]) == 1
-        assert guest.check("nproc").strip() == "3"
-    seen(f"plugged: online {new['online']}; nproc 3 after")
-
-
 def test_memory_blocks(guest: Guest, seen: Seen) -> None:
     """Memory that QEMU plugs: blocks off line and on line by guest-set-memory-blocks"""
     with guest.agent() as agent:
@@ -110,6 +94,23 @@ def test_memory_blocks(guest: Guest, seen: Seen) -> None:
         states = {b["phys-index"]: b["online"] for b in agent.call("guest-get-memory-blocks")}
         assert all(states[n] for n in indexes)
     seen(f"{len(indexes)} blocks of {size >> 20} MiB: off line, -256 MiB; on line, +256 MiB")
+
+
+def test_a_plugged_processor(guest: Guest, seen: Seen) -> None:
+    """A processor that QEMU plugs comes off line, and on line by guest-set-vcpus"""
+    # The last: a guest with more processors than the machine is too slow under the translator to take memory off line.
+    with guest.agent() as agent:
+        guest.qmp.call("query-status")
+        guest.plug_cpu()
+        end = time.monotonic() + 30
+        while len(cpus := agent.call("guest-get-vcpus")) < 3:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        new = next(c for c in cpus if c["logical-id"] == 2)
+        if not new["online"]:
+            assert agent.call("guest-set-vcpus", vcpus=[{"logical-id": 2, "online": True}]) == 1
+        assert guest.check("nproc").strip() == "3"
+    seen(f"plugged: online {new['online']}; nproc 3 after")
 
 
 def memory_total(guest: Guest) -> int:

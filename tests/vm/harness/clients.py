@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.vm.harness import cache, hosttools
 
 PACKAGES = ("qemu.qmp", "ansible")
+FILES = {"/usr/lib/python3/dist-packages/libvirt.py": "python3-libvirt"}
 SYSTEM_PYTHON = "/usr/bin/python3"  # libvirt's binding is a package of the distribution
 PATIENCE = 1800.0
 
@@ -17,7 +18,7 @@ def programs() -> Path:
     place = cache.folder() / "clients"
     with cache.locked("clients", patience=PATIENCE):
         if not (place / "complete").exists():
-            hosttools.need({}, {"/usr/lib/python3/dist-packages/libvirt.py": "python3-libvirt"})
+            hosttools.need({}, FILES)
             subprocess.run([SYSTEM_PYTHON, "-m", "venv", "--clear", "--system-site-packages", str(place)], check=True)
             words = [str(place / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
             subprocess.run(words, check=True, stdin=subprocess.DEVNULL)

@@ -2,8 +2,8 @@
 """Runs in the guest: does what the tests ask, as root, over a virtio port that is not the agent's.
 
 One JSON object a line each way, answers in the order in which things end.  No network, no login, and nothing is opened for
-writing outside of memory, so it goes on while every file system is frozen; what a command prints goes to memory files, so that
-a process it left behind cannot hold back the answer.  Standard library only: it is copied into the image as it stands.
+writing, so it goes on while every file system is frozen.  What a command prints goes to pipes: SELinux lets programs that change their
+type go on with those, not with memory files.  A process that a command left behind does not hold back the answer.  Standard library only: it is copied into the image as it stands.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ ENVIRON = {
     "TERM": "dumb",
 }
 MCL_CURRENT_AND_FUTURE = 3
+PIPE = 1 << 16  # bytes that a pipe takes before somebody reads
+LEFT = 2.0  # seconds
 
 _writing = threading.Lock()
 
@@ -54,37 +56,62 @@ def reply(port: int, message: dict[str, Any]) -> None:
                 time.sleep(0.2)  # the host has closed its end
 
 
-def text_of(fd: int) -> str:
-    os.lseek(fd, 0, os.SEEK_SET)
-    with open(fd, "rb", closefd=False) as file:
-        return base64.b64encode(file.read()).decode()
+class Output:
+    """What comes out of a pipe, read while it comes."""
+
+    def __init__(self) -> None:
+        self._end, self.fd = os.pipe()
+        self._data = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while data := os.read(self._end, 1 << 16):
+            self._data += data
+        os.close(self._end)
+
+    def text(self) -> str:
+        """When the program has ended: what it left in the pipe comes within a moment, a process that it left behind is not waited for."""
+        os.close(self.fd)
+        self._thread.join(LEFT)
+        return base64.b64encode(self._data).decode()
+
+
+def given(data: bytes) -> int:
+    """A descriptor from which a program reads these."""
+    if len(data) > PIPE:
+        fd = os.memfd_create("in")
+        os.write(fd, data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+    fd, end = os.pipe()
+    os.write(end, data)
+    os.close(end)
+    return fd
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """A program: its status and output.  One that is over its limit is killed; one that cannot be killed is left."""
-    out, err, given = (os.memfd_create(name) for name in ("out", "err", "in"))
+    out, err, stdin = Output(), Output(), given(base64.b64decode(request.get("stdin") or ""))
+    started = time.monotonic()
     try:
-        os.write(given, base64.b64decode(request.get("stdin") or ""))
-        os.lseek(given, 0, os.SEEK_SET)
-        started = time.monotonic()
         process = subprocess.Popen(
-            request["argv"], stdin=given, stdout=out, stderr=err, env=ENVIRON, cwd="/", start_new_session=True
+            request["argv"], stdin=stdin, stdout=out.fd, stderr=err.fd, env=ENVIRON, cwd="/", start_new_session=True
         )
-        status, late = None, False
-        try:
-            status = process.wait(request["limit"])
-        except subprocess.TimeoutExpired:
-            late = True
-            os.killpg(process.pid, signal.SIGKILL)
-            try:
-                status = process.wait(2)
-            except subprocess.TimeoutExpired:  # in the kernel, as a writer on a frozen file system is
-                threading.Thread(target=process.wait, daemon=True).start()
-        seconds = time.monotonic() - started
-        return {"status": status, "late": late, "seconds": seconds, "out": text_of(out), "err": text_of(err)}
     finally:
-        for fd in (out, err, given):
-            os.close(fd)
+        os.close(stdin)
+    status, late = None, False
+    try:
+        status = process.wait(request["limit"])
+    except subprocess.TimeoutExpired:
+        late = True
+        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            status = process.wait(2)
+        except subprocess.TimeoutExpired:  # in the kernel, as a writer on a frozen file system is
+            threading.Thread(target=process.wait, daemon=True).start()
+    seconds = time.monotonic() - started
+    return {"status": status, "late": late, "seconds": seconds, "out": out.text(), "err": err.text()}
 
 
 def put(request: dict[str, Any]) -> dict[str, Any]:
