@@ -1,11 +1,14 @@
 """Bulk data in memory that a worker makes and the front reads.
 
-The front may not open, create or enlarge anything, so the worker makes a memfd and passes its descriptor.  Two kinds:
+The front may not open, create or enlarge anything, so the worker makes a memfd and passes its descriptor.  Three ways:
 
 * *kept*: up to `KEPT` bytes of a reply go through one memfd of just that size, sealed against another, that the worker
   writes again and again; its descriptor comes with the first of them.  Making, filling and closing a new one costs more than
   all the copies of half a megabyte;
-* *sealed*: more has a memfd of its own, sealed against every change, which is gone when the reply is written.
+* *flow*: what is read from a file, however much, goes through the first `SLOTS` slots of the kept memfd, one after the other and
+  round again: the worker reads the next while the front writes the last to the host.  A slot is taken, and said to be, before it
+  is written again.  So no reply is anywhere as a whole, and a slow host stops the reading;
+* *sealed*: more than that has a memfd of its own, sealed against every change, which is gone when the reply is written.
 
 The front takes a descriptor only with those seals, which nothing but a memfd has: a read of any other file might wait for
 ever, and memory that may become shorter would end a reply in the middle.  It reads with pread, each byte once, and encodes
@@ -27,9 +30,12 @@ from protocol.errors import ProtocolViolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 KEPT: Final = 16 * 1024 * 1024  # bytes
+SLOT: Final = 192 * 1024  # bytes: whole groups of three, encoded at a time
+SLOTS: Final = 2
 LIMIT: Final = 72 * 1024 * 1024  # bytes; the largest that a command answers are 48 MiB
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -75,6 +81,19 @@ class Kept:
 
     def __init__(self, size: int) -> None:
         self.size = size
+
+
+class Flow:
+    """A worker's side: bytes that are still to be read, but for the first slot, which is filled.
+
+    fill  reads the next bytes into that memory, less than it has room for only at the end; raises nothing
+    rest  the reply's other members, when all was read"""
+
+    __slots__ = ("fill", "rest")
+
+    def __init__(self, fill: Callable[[memoryview], int], rest: Callable[[], dict[str, object]]) -> None:
+        self.fill = fill
+        self.rest = rest
 
 
 class _Window:
@@ -138,6 +157,76 @@ class Blob:
 
     def close(self) -> None:
         self._memory = None
+
+
+class Stream:
+    """The front's side of a flow: the slots of `member` in turn.
+
+    release  is called when a slot may be written again
+    total    bytes that have come
+    rest     the other members; None until the end, and for ever when the flow was cut off"""
+
+    __slots__ = ("member", "total", "rest", "ended", "_memory", "_release", "_sizes", "_slot", "_closed")
+
+    def __init__(self, member: str, memory: Memory, release: Callable[[], None]) -> None:
+        self.member = member
+        self.total = SLOT
+        self.rest: dict[str, object] | None = None
+        self.ended = False
+        self._memory: Memory | None = memory
+        self._release = release
+        self._sizes = [SLOT]  # of the slots that have come and were not taken
+        self._slot = 0  # the first of them
+        self._closed = False
+
+    @property
+    def waiting(self) -> bool:
+        """There is something to take: it is the host that is slow."""
+        return bool(self._sizes)
+
+    def came(self, size: int) -> None:
+        """The worker has filled the next slot.  Raises ProtocolViolation."""
+        if not 0 < size <= SLOT or self.total % SLOT or len(self._sizes) >= SLOTS:
+            raise ProtocolViolation("bulk data that does not fit its slot")
+        self.total += size
+        self._sizes.append(size)
+        if self._closed:
+            self._drop()
+
+    def end(self, rest: dict[str, object] | None) -> None:
+        """Nothing more comes; None: because the worker is gone."""
+        self.rest = rest
+        self.ended = True
+
+    def take(self) -> bytes | None:
+        """The next slot, b"" when it has not come yet, None at the end.  Raises ProtocolViolation."""
+        if not self._sizes:
+            return None if self.ended else b""
+        size = self._sizes[0]
+        assert self._memory is not None
+        try:
+            data = os.pread(self._memory.fd, size, self._slot * SLOT)
+        except OSError:
+            data = b""
+        if len(data) != size:
+            raise ProtocolViolation("bulk data that cannot be read")
+        self._next()
+        return data
+
+    def close(self) -> None:
+        """Nobody wants the rest; the worker reads it all the same, as it would have."""
+        self._closed = True
+        self._drop()
+        self._memory = None
+
+    def _drop(self) -> None:
+        while self._sizes:
+            self._next()
+
+    def _next(self) -> None:
+        del self._sizes[0]
+        self._slot = (self._slot + 1) % SLOTS
+        self._release()
 
 
 def of(parts: list[bytes | bytearray]) -> Sealed | Kept:

@@ -18,10 +18,12 @@ from privsep.domains import BY_NAME as DOMAIN
 from privsep.domains import Domain
 from protocol.commands import Command, verbs_of
 from protocol.errors import CommandError, ProtocolViolation, WorkerLost
+from protocol.schema import fits
 from protocol.text import LongText
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from privsep.wiring import Socket
@@ -47,7 +49,7 @@ class Link:
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
         "unread", "absent", "stays", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint",
-        "usual", "tail", "_bulky", "_head", "_window",
+        "usual", "tail", "_bulky", "_head", "_window", "_stream",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -68,6 +70,7 @@ class Link:
         self.usual: list[tuple[int, int]] = []  # what poll says when there is a reply, and nothing else anywhere
         self.tail: bytes | None = None  # the last reply from behind its number, where that may be of use
         self._window: blob.Memory | None = None  # the memory that its worker keeps for bulk data
+        self._stream: blob.Stream | None = None  # of the reply that is coming piece by piece
         self._head = b""  # what stands before that in the reply to a request that `hop` sent
         self.moved: Request | None = None  # one that was unread before
         self._assembler = frame.Assembler(walk=False)
@@ -195,7 +198,8 @@ class Link:
         """One datagram: None when it completes no reply to a request, else (request, ok, value); the value is the request's
         `Known` when it is the same reply as last time.
 
-        Bulk members of the value are bytes or a Blob.  Raises EOFError when the worker is gone, ProtocolViolation when
+        Bulk members of the value are bytes or a Blob.  While a reply flows the value is its Stream, each time that there is more
+        of it, and once more at its end.  Raises EOFError when the worker is gone, ProtocolViolation when
         it broke the protocol."""
         assert self.socket is not None
         fd: int | None = None
@@ -258,10 +262,46 @@ class Link:
         ):
             raise ProtocolViolation("not an error")
         request = self.current
+        if type(result) is blob.Stream:
+            self._stream = result
+            self._patience(now)
+            return request, True, result
+        stream = self._stream
+        if stream is not None:
+            if type(result) is int:
+                stream.came(result)
+                self._patience(now)
+                return request, True, stream
+            self._end(stream, request, result)
+            result = stream
         self.current = None
         self.deadline = None
         self.used_at = now
         return request, ok, result
+
+    def _patience(self, now: float) -> None:
+        """The limit is for what comes next."""
+        assert self.current is not None and self.current.command is not None
+        if self.deadline is not None:
+            self.deadline = now + self.current.command.limit
+
+    def spare(self, now: float) -> bool:
+        """The deadline has passed, but it is the host for whom the worker waits: then there is another."""
+        if self._stream is None or not self._stream.waiting:
+            return False
+        self._patience(now)
+        return True
+
+    def _end(self, stream: blob.Stream, request: Request, rest: object) -> None:
+        """The last of a flow: the members that are no bulk data.  Raises ProtocolViolation."""
+        command = request.command
+        assert command is not None
+        if type(rest) is not dict or stream.member in rest or rest.get("count") != stream.total:
+            raise ProtocolViolation("not the end of bulk data")
+        if not fits(command.returns)({**rest, stream.member: b""}):
+            raise ProtocolViolation("not the end of bulk data")
+        self._stream = None
+        stream.end(rest)
 
     def _attach(self, value: list[object], fd: int | None) -> None:
         """Make a reply of five elements one of three: each member named in the fourth becomes its part of a memfd, the kept one
@@ -269,14 +309,14 @@ class Link:
 
         Owns `fd`, also when it raises ProtocolViolation."""
         memory: blob.Memory | None = None
-        kept = len(value) == 5 and value[4] is True
+        kept = len(value) == 5 and value[4] in (frame.KEPT, frame.FLOW)
         if fd is not None:
             memory = blob.take(fd, kept=kept)
-        if len(value) != 5 or type(value[4]) is not bool:
+        if len(value) != 5 or type(value[4]) is not int or not frame.SEALED <= value[4] <= frame.FLOW:
             raise ProtocolViolation("not a reply")
-        number, ok, result, names, _ = value
+        number, ok, result, names, kind = value
         request = self.current
-        if request is None or number != self.current_id or ok is not True or self._greeting:
+        if request is None or number != self.current_id or ok is not True or self._greeting or self._stream is not None:
             raise ProtocolViolation("bulk data for nothing")
         assert request.command is not None
         gives = request.command.gives
@@ -293,9 +333,27 @@ class Link:
             memory = self._window
         if memory is None:
             raise ProtocolViolation("bulk data without a descriptor")
+        if kind == frame.FLOW:
+            if not request.command.flows or result != {names[0]: blob.SLOT}:
+                raise ProtocolViolation("bulk data that cannot come piece by piece")
+            value[2:] = [blob.Stream(names[0], memory, self._taker())]
+            return
         for name, part in zip(names, blob.parts(memory, sizes, kept=kept), strict=True):
             result[name] = part
         del value[3:]
+
+    def _taker(self) -> Callable[[], None]:
+        """What tells this worker, and none that comes after it, that a slot was taken."""
+        socket = self.socket
+        assert socket is not None
+
+        def taken() -> None:
+            try:
+                socket.send(frame.TAKEN)
+            except OSError:
+                pass  # the end of file tells the rest
+
+        return taken
 
     def idle_at(self) -> float | None:
         """When to ask whether it may go."""
@@ -315,6 +373,7 @@ class Link:
         self.state = DOWN
         self._head = b""
         self._window = None
+        self._stream = None
         self._unsent.clear()
 
     def lost(self) -> Request | None:
@@ -322,10 +381,11 @@ class Link:
 
         One that it never read (the kernel tells: ECONNRESET or EPIPE) is not lost, it goes to the next worker; but
         once only, lest it goes round for ever among workers that leave as soon as they come."""
+        flowing = self._stream is not None
         self.close()
         request, self.current = self.current, None
         self.deadline = None
-        if request is not None and self.unread and not self.overdue and request is not self.moved:
+        if request is not None and self.unread and not flowing and not self.overdue and request is not self.moved:
             self.queue.insert(0, request)
             self.moved = request
             return None

@@ -76,7 +76,7 @@ def start_front(config: Config, libexec: str) -> Early | None:
             log=log,
             audit=their_audit,
             counters=counters.fd,
-            environ=spawn.environment(dict(os.environ), programs=False),
+            environ=spawn.environment(dict(os.environ), "front", programs=False),
         )
     except OSError:
         return None

@@ -8,8 +8,9 @@ Large base64 members (`bulk` in the command table) are not part of the frame.  N
 * a request has a fourth element `[member, size]`; so many bytes of text follow in datagrams of `BULK_PART` bytes (`Pieces`,
   `Incoming`), which cost less than a memfd that somebody would have to map and fill;
 * a reply's member is the bytes themselves, raw, or their number while the bytes are in a memfd: the reply's fourth element
-  names those members in the memfd's order, and the descriptor comes with the same datagram.  The memfd is sealed, so
-  what was checked stays as it is (`privsep/blob.py`).
+  names those members in the memfd's order, and the descriptor comes with the same datagram (`privsep/blob.py`).  The fifth says
+  which kind: `SEALED`, `KEPT`, or `FLOW`: then `[id, true, size]` follows for each further slot that is filled, and at last
+  `[id, true, {the other members}]`; for each slot that it took the front sends the datagram `TAKEN`.
 
 What a peer may send is checked here once, for both directions: exact types (bool is not int), no extension types (a
 Timestamp would slip past msgpack's `ext_hook`, hence the limit of 0 and the walk over the decoded value), no NaN, no
@@ -47,6 +48,11 @@ HELLO: Final = -1
 IDLE: Final = -2
 DELIVERED: Final = -3
 ABSENT: Final = -4
+
+SEALED: Final = 0
+KEPT: Final = 1
+FLOW: Final = 2
+TAKEN: Final = b"\2"
 
 _LAST: Final = 0
 _MORE: Final = 1

@@ -15,6 +15,7 @@ from policy.seal import parse_slice, read_sealed
 from privsep import dispatch, wiring
 from privsep.audit import Audit
 from privsep.audit import arguments as visible
+from privsep.blob import Stream
 from privsep.counters import nowhere
 from privsep.domains import DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
@@ -173,7 +174,7 @@ class Front:
         session.advance(now)
         self._dispatch(now)
         for link in list(self._by_fd.values()):
-            if link.deadline is not None and now >= link.deadline and not link.overdue:
+            if link.deadline is not None and now >= link.deadline and not (link.overdue or link.spare(now)):
                 link.overdue = True
                 self._ask(wiring.END | NUMBER[link.row.name])
             idle_at = link.idle_at()
@@ -393,6 +394,9 @@ class Front:
 
     def _reply(self, link: dispatch.Link, reply: tuple[Request, bool, object], now: float) -> None:
         request, ok, value = reply
+        if type(value) is Stream:
+            self._session.flows(request, value, now)
+            return
         known = request.known
         if known is not None and value is known:
             self._session.repeated(request, now)

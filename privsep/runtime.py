@@ -294,7 +294,10 @@ class Worker:
         elif 0 <= verb < len(self._verbs):
             if len(value) == 4:
                 return self._with_bulk(number, self._verbs[verb], arguments, value[3])
-            self._execute(number, self._verbs[verb], arguments)
+            try:
+                self._execute(number, self._verbs[verb], arguments)
+            except frame.FrontGone:
+                return False
         elif verb == frame.IDLE:
             self._reply(number, True, not self._holds())
         elif verb == frame.DELIVERED:
@@ -447,6 +450,9 @@ class Worker:
         """A reply whose bulk members, raw bytes until here, go into a memfd when they are large."""
         assert self._front is not None and isinstance(value, dict)
         members = [name for name in command.gives if name in value]
+        if len(members) == 1 and isinstance(value[members[0]], blob.Flow):
+            self._reply_flow(number, command, members[0], value[members[0]])
+            return
         made: blob.Sealed | blob.Kept | None = None
         if len(members) == 1 and isinstance(value[members[0]], (blob.Sealed, blob.Kept)):
             made = value[members[0]]
@@ -463,20 +469,63 @@ class Worker:
             self._reply(number, True, value)
             return
         kept = isinstance(made, blob.Kept)
-        (part,) = frame.encode([number, True, value, members, kept])
+        (part,) = frame.encode([number, True, value, members, frame.KEPT if kept else frame.SEALED])
         try:
             if isinstance(made, blob.Sealed):
                 wiring.send_fd(self._front, part, made.fd)
-            elif self._window_sent:
-                self._front.send(part)
             else:
-                self._window_sent = True
-                wiring.send_fd(self._front, part, blob.window().fd)
+                self._send_window(part)
         except OSError:
             pass  # the front is gone; the end of file that follows says so
         finally:
             if isinstance(made, blob.Sealed):
                 os.close(made.fd)
+
+    def _send_window(self, part: bytes) -> None:
+        """Send a datagram about the kept memfd, and the memfd itself with the first.  Raises OSError."""
+        assert self._front is not None
+        if self._window_sent:
+            self._front.send(part)
+        else:
+            self._window_sent = True
+            wiring.send_fd(self._front, part, blob.window().fd)
+
+    def _reply_flow(self, number: int, command: Command, member: str, flow: blob.Flow) -> None:
+        """A reply that is read while it is written.  Raises FrontGone and ProtocolViolation."""
+        assert self._front is not None
+        front, view = self._front, blob.window().view
+        counts, given = self._context.counts, command.cell + tally.GIVEN
+        try:
+            self._send_window(frame.encode([number, True, {member: blob.SLOT}, [member], frame.FLOW])[0])
+            counts[given] += blob.SLOT
+            ahead, slot, size = (
+                1,
+                0,
+                blob.SLOT,
+            )  # slots that the front has not taken; the last that was filled, and its size
+            while size == blob.SLOT:
+                if ahead == blob.SLOTS:
+                    self._taken(front)
+                    ahead -= 1
+                slot = (slot + 1) % blob.SLOTS
+                size = flow.fill(view[slot * blob.SLOT : (slot + 1) * blob.SLOT])
+                if size:
+                    front.send(frame.encode([number, True, size])[0])
+                    counts[given] += size
+                    ahead += 1
+            front.send(frame.encode([number, True, flow.rest()])[0])
+            for _ in range(ahead):
+                self._taken(front)
+        except OSError:
+            raise frame.FrontGone from None
+
+    def _taken(self, front: Socket) -> None:
+        """Wait until the front has taken a slot.  Raises OSError, FrontGone, ProtocolViolation."""
+        size = front.recv_into(self._buffer)
+        if not size:
+            raise frame.FrontGone
+        if self._buffer[:size] != frame.TAKEN:
+            raise ProtocolViolation("a request in the middle of another")
 
 
 def _bulk_bytes(command: Command, value: object) -> int:
@@ -485,6 +534,6 @@ def _bulk_bytes(command: Command, value: object) -> int:
     if isinstance(value, dict):
         for name in command.gives:
             member = value.get(name)
-            if member is not None:
+            if member is not None and not isinstance(member, blob.Flow):  # which counts for itself
                 total += member.size if isinstance(member, (blob.Sealed, blob.Kept)) else len(member)
     return total

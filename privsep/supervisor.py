@@ -290,7 +290,7 @@ class Supervisor:
                 log=self._front_log.writer if name == "front" and self._front_log is not None else self._log_fd,
                 audit=their_audit,
                 counters=self._ledger.counters(name).fd,
-                environ=spawn.environment(dict(os.environ), programs=child.row.programs),
+                environ=spawn.environment(dict(os.environ), name, programs=child.row.programs),
             )
         except OSError as e:
             self._log.error(f"{name} cannot be started: {self._libexec}/{name}: {e.strerror}")

@@ -41,12 +41,13 @@ class Command:
     secret    an argument is: nobody keeps a copy of such a request
     takes     the argument that is bulk data, "" if there is none
     gives     the members of the result that are bulk data
+    flows     a reply may end early, since it says how much came (`count`) and whether that was all (`eof`)
     cell      where its counts begin on a page of counters (protocol/tally.py)
     """
 
     __slots__ = (
         "name", "domain", "args", "returns", "since", "frozen", "replies", "limit", "confirm", "polled", "takes", "gives", "secret",
-        "cell",
+        "flows", "cell",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class Command:
         self.secret = any(a.secret for a in args)
         self.takes = next((a.name for a in args if a.bulk), "")
         self.gives = tuple([m.name for m in returns.members if m.bulk]) if type(returns) is Struct else ()
+        self.flows = bool(self.gives) and {"count", "eof"} <= {m.name for m in returns.members}  # type: ignore[attr-defined]
         self.cell = -1
 
 

@@ -15,6 +15,8 @@ and comes back with `answered` or `failed`.  No clock, no sockets, no logging in
 * While frozen (the board says so) only the rows with `frozen` are allowed, whatever the policy says of them, as in
   qemu-ga: a blocked guest-ping works while frozen and is blocked again after.
 * A reply with bulk data is written piece by piece, as `output` empties; nothing else is answered or overtakes meanwhile.
+  One that is still being read meanwhile (`flows`) ends early when its worker dies, or does nothing while a sync waits: what
+  came is right, and the reply says how much it is.
 * Hosts ask the same things again and again.  A short request that came alone is remembered by its bytes, so that it need not be
   parsed again; where the reply hangs on nothing else it is remembered too (`quick`): ping, info, time, host name, and
   syncs but for their number.
@@ -48,6 +50,19 @@ if TYPE_CHECKING:
         size: int
 
         def read(self, offset: int, count: int) -> bytes: ...
+        def close(self) -> None: ...
+
+    class Flow(Protocol):
+        """Bulk data that is still coming (privsep/blob.py: Stream)."""
+
+        member: str
+        total: int
+        rest: dict[str, object] | None
+
+        @property
+        def waiting(self) -> bool: ...
+        def take(self) -> bytes | None: ...
+        def end(self, rest: dict[str, object] | None) -> None: ...
         def close(self) -> None: ...
 
     Answer = bytes | Callable[[], bytes]
@@ -156,6 +171,7 @@ class Session:
         self._unconfirmed: list[tuple[int, Request]] = []  # (position in the output stream, request)
         self._position = 0  # bytes of output ever made, less those in `output`
         self._stream: list[bytes | Payload] = []  # what is still to be written of the first request's reply
+        self._flow: Flow | None = None  # or the bulk data that is coming for it
         self._streamed = 0  # bytes of its first element that were
         self._resting = True  # the parser is between requests, as at the start
         self._seen: dict[bytes, Request] = {}  # whole requests: what they are
@@ -270,7 +286,7 @@ class Session:
 
     def advance(self, now: float) -> None:
         """Answer what can be answered, call what is to be called, let a sync overtake when its time has come."""
-        if self._stream:
+        if self._stream or (self._flow is not None and not self._cut(self._flow, now)):
             return
         queue = self._queue
         while queue:
@@ -331,8 +347,21 @@ class Session:
             self._write(request.known.line)
             self._finished(request, now)
 
+    def flows(self, request: Request, flow: Flow, now: float) -> None:
+        """The worker's answer has begun, or there is more of it, or that was all."""
+        if request.muted:
+            flow.close()
+            return
+        if self._flow is None:
+            self._flow = flow
+            self._write(wire.bulk_begun(flow.member))
+        self._pour_flow(flow, now)
+
     def failed(self, request: Request, error: CommandError, now: float) -> None:
-        if not request.muted:
+        if self._flow is not None and request is self._queue[0]:
+            self._flow.end(None)
+            self._pour_flow(self._flow, now)
+        elif not request.muted:
             self._write(self._failure(request, error))
             self._finished(request, now)
 
@@ -342,6 +371,8 @@ class Session:
         self._position += count
         if self._stream:
             self._pour(time.monotonic() if now is None else now)
+        elif self._flow is not None:
+            self._pour_flow(self._flow, time.monotonic() if now is None else now)
         while self._unconfirmed and self._unconfirmed[0][0] <= self._position:
             self.delivered.append(self._unconfirmed.pop(0)[1])
 
@@ -355,6 +386,9 @@ class Session:
             if type(piece) is not bytes:
                 piece.close()  # type: ignore[union-attr]
         self._stream = []
+        if self._flow is not None:
+            self._flow.close()
+            self._flow = None
         self._queue.clear()
         self.sync_at = None
         self._position += len(self.output)
@@ -372,14 +406,7 @@ class Session:
                 output += piece
             else:
                 part = piece.read(self._streamed, min(base64.PIECE, piece.size - self._streamed))  # type: ignore[union-attr]
-                text = base64.encode(part)
-                if output or self.sink is None:
-                    output += text
-                else:  # straight to the channel, past one copy
-                    count = self.sink(text)
-                    self._position += count
-                    if count < len(text):
-                        output += memoryview(text)[count:]
+                self._put(base64.encode(part))
                 self._streamed += len(part)
                 if self._streamed < piece.size:  # type: ignore[union-attr]
                     continue
@@ -388,6 +415,53 @@ class Session:
             del stream[0]
         if not stream:
             self._finished(self._queue[0], now)
+
+    def _pour_flow(self, flow: Flow, now: float) -> None:
+        """The same from the reply that is still coming."""
+        while len(self.output) < _STREAM_AHEAD:
+            part = flow.take()
+            if part is None:
+                break
+            if not part:
+                return
+            if self.sync_at is not None:  # a sync overtakes a worker that does nothing, not one that is at work
+                self.sync_at = now + SYNC_PATIENCE
+            self._put(base64.encode(part))
+        else:
+            return
+        self._end_flow(flow)
+        self._finished(self._queue[0], now)
+
+    def _cut(self, flow: Flow, now: float) -> bool:
+        """A sync that waits behind the reply that is coming goes first when nothing comes any more: the reply ends where it is."""
+        place = self._first_sync()
+        if place is None:
+            self.sync_at = None
+        elif self.sync_at is None or (now >= self.sync_at and flow.waiting):
+            self.sync_at = now + SYNC_PATIENCE
+        elif now >= self.sync_at:
+            self._end_flow(flow)
+            flow.close()
+            self._queue.pop(0).muted = True
+            self.sync_at = now
+            return True
+        return False
+
+    def _end_flow(self, flow: Flow) -> None:
+        """Write what stands behind the bulk data."""
+        rest: dict[str, object] = {"count": flow.total, "eof": False} if flow.rest is None else flow.rest
+        self._flow = None
+        self._write(wire.bulk_ended(rest, *self._id_of(self._queue[0])))
+
+    def _put(self, text: bytes) -> None:
+        """Write it straight to the channel, past one copy, if nothing stands before it."""
+        if self.output or self.sink is None:
+            self.output += text
+            return
+        count = self.sink(text)
+        self._position += count
+        if count < len(text):
+            self.output += memoryview(text)[count:]
 
     def _remember(self, data: bytes, events: list[Value | ParseError]) -> None:
         """`data` came to an idle session and made these events; the last of them is the last in the queue.
@@ -528,10 +602,14 @@ class Session:
             self._info[frozen] = wire.success(value)
         return self._info[frozen]
 
+    def _first_sync(self) -> int | None:
+        """Its place in the queue."""
+        return next((i for i, r in enumerate(self._queue) if r.command is not None and r.command.name in _SYNCS), None)
+
     def _overtake(self, now: float) -> bool:
         """The head is with a worker: is there a sync behind it whose patience is over?  Then everything before it is muted
         and started, and the sync is the new head."""
-        place = next((i for i, r in enumerate(self._queue) if r.command is not None and r.command.name in _SYNCS), None)
+        place = self._first_sync()
         if place is None:
             self.sync_at = None
             return False

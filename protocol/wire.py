@@ -201,6 +201,19 @@ def with_bulk(
     return pieces
 
 
+def bulk_begun(member: str) -> bytes:
+    """What stands before the base64 of a reply whose other members come after it."""
+    return b'{"return": {' + _string(member).encode("ascii") + b': "'
+
+
+def bulk_ended(rest: dict[str, object], id: object = ABSENT) -> bytes:
+    """What stands behind it."""
+    members = b"".join(
+        [b", " + _string(name).encode("ascii") + b": " + encode(member) for name, member in rest.items()]
+    )
+    return b'"' + members + (b"}}\n" if id is ABSENT else b'}, "id": ' + encode(id) + b"}\n")
+
+
 def failure(kind: str, desc: str, id: object = ABSENT) -> bytes:
     """The line for one that failed."""
     error = f'"error": {{"class": {_string(kind)}, "desc": {_string(desc)}}}}}\n'.encode("ascii")

@@ -17,7 +17,6 @@ the counter of handles lives; `file-buffer`.  Under a policy with file rules, pa
 
 from __future__ import annotations
 
-import errno
 import os
 
 from privsep import blob, frame
@@ -193,9 +192,7 @@ def guest_file_read(ctx: Context, handle: int, count: int = 4096) -> dict[str, o
     file.reads += 1
     try:
         if count > frame.INLINE:
-            kept, eof = _read_large(file.fd, count)
-            file.bytes_read += kept.size
-            return {"count": kept.size, "buf-b64": kept, "eof": eof}
+            return _read_large(file, count)
         data, eof = _read(file.fd, count)
     except OSError as e:
         raise CommandError.from_errno("failed to read file", e.errno or 0) from None
@@ -362,65 +359,52 @@ def _flush(file: OpenFile) -> None:
         del file.pending[:done]
 
 
-def _read_large(fd: int, count: int) -> tuple[blob.Sealed | blob.Kept, bool]:
-    """The same into memory that the front can read.  Raises OSError."""
-    if count > blob.KEPT:
-        return _read_largest(fd, count)
-    view = blob.window().view
-    size, eof = 0, False
-    while size < count and not eof:
+class _Reading:
+    """A large read: how far it is."""
+
+    __slots__ = ("_file", "_left", "count", "eof")
+
+    def __init__(self, file: OpenFile, count: int) -> None:
+        self._file = file
+        self._left = count
+        self.count = 0
+        self.eof = False
+
+    def first(self, view: memoryview) -> int:
+        """Fill as much of the memory as there is to read.  Raises OSError when there is nothing but an error."""
+        size, wanted = 0, min(len(view), self._left)
+        while size < wanted and not self.eof:
+            try:
+                got = os.readv(self._file.fd, (view[size:wanted],))
+            except OSError:
+                if not size:
+                    raise
+                break  # told by the next read, if it still is so then
+            size += got
+            self.eof = not got
+        self._left -= size
+        self.count += size
+        self._file.bytes_read += size
+        return size
+
+    def fill(self, view: memoryview) -> int:
+        """The same for what comes after; an error is the end."""
         try:
-            got = os.readv(fd, (view[size:count],))
+            return self.first(view)
         except OSError:
-            if not size:
-                raise
-            break  # told by the next read, if it still is so then
-        size += got
-        eof = not got
-    return blob.Kept(size), eof
+            return 0
+
+    def rest(self) -> dict[str, object]:
+        return {"count": self.count, "eof": self.eof}
 
 
-def _read_largest(fd: int, count: int) -> tuple[blob.Sealed, bool]:
-    """The same into a memfd of its own, past this process's memory.  Raises OSError.
-
-    sendfile(2) copies once; what it does not read from (fifos, terminals, much of /proc: EINVAL) is read in pieces."""
-    memory = blob.create()
-    size, eof = 0, False
-    try:
-        try:
-            while size < count and not eof:
-                sent = os.sendfile(memory, fd, None, count - size)
-                size += sent
-                eof = not sent
-        except OSError as e:
-            if size:
-                pass  # told by the next read, if it still is so then
-            elif e.errno != errno.EINVAL:
-                raise
-            else:
-                size, eof = _copy(fd, memory, count)
-        blob.seal(memory)
-    except OSError:
-        os.close(memory)
-        raise
-    return blob.Sealed(memory, size), eof
-
-
-def _copy(fd: int, memory: int, count: int) -> tuple[int, bool]:
-    """Up to `count` bytes by read and write: how many, and whether the end was met.  Raises OSError."""
-    size, eof = 0, False
-    while size < count and not eof:
-        try:
-            data, eof = _read(fd, min(_PIECE, count - size))
-        except OSError:
-            if not size:
-                raise
-            break
-        if not data:
-            break
-        blob.write(memory, data)
-        size += len(data)
-    return size, eof
+def _read_large(file: OpenFile, count: int) -> dict[str, object]:
+    """The same through memory that the front can read.  Raises OSError."""
+    reading = _Reading(file, count)
+    size = reading.first(blob.window().view[: blob.SLOT])
+    if size < blob.SLOT or size == count:
+        return {"count": size, "buf-b64": blob.Kept(size), "eof": reading.eof}
+    return {"buf-b64": blob.Flow(reading.fill, reading.rest)}
 
 
 def _read(fd: int, count: int) -> tuple[bytes, bool]:

@@ -405,9 +405,7 @@ FILTERS: Final = {
             Call("renameat renameat2 rename", "the counter of handles is replaced at once"),
             Call("writev", "a write of several pieces"),
             Call("readv", "bulk data goes to the front in memory that is kept"),
-            Call("memfd_create sendfile", "bulk data goes to the front in sealed memory"),
-            Call("fcntl", "bulk data goes to the front in sealed memory", Test(1, _F_ADD_SEALS)),
-            Call("sendmsg", "bulk data goes to the front in sealed memory"),
+            Call("sendmsg", "the descriptor of that memory goes to the front"),
         ),
     ),
 }

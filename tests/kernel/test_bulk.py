@@ -72,7 +72,7 @@ def test_a_memfd_arrives_as_a_blob(ends: tuple[dispatch.Link, Socket]) -> None:
     number = ask(link)
     before = descriptors()
     fd = sealed(b"0123456789")
-    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"], False])
+    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"], frame.SEALED])
     wiring.send_fd(worker, part, fd)
     os.close(fd)
     reply = link.read(0.0)
@@ -107,7 +107,7 @@ def test_memory_that_is_kept_is_read_again_and_again(ends: tuple[dispatch.Link, 
         os.pwrite(fd, text, 0)
         asked = ask(link)
         value = {"count": len(text), "buf-b64": len(text), "eof": True}
-        (part,) = frame.encode([asked, True, value, ["buf-b64"], True])
+        (part,) = frame.encode([asked, True, value, ["buf-b64"], frame.KEPT])
         if number:
             worker.send(part)
         else:
@@ -141,7 +141,7 @@ def test_kept_memory_that_is_none_is_a_violation(
     link, worker = ends
     number = ask(link)
     fd = make()  # type: ignore[operator]
-    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": size, "eof": True}, ["buf-b64"], True])
+    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": size, "eof": True}, ["buf-b64"], frame.KEPT])
     wiring.send_fd(worker, part, fd)
     if fd is not None:
         os.close(fd)
@@ -177,7 +177,7 @@ def test_another_descriptor_is_a_violation_and_is_closed(
     number = ask(link)
     fd = make()  # type: ignore[operator]
     before = descriptors() - (fd is not None)
-    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"], False])
+    (part,) = frame.encode([number, True, {"count": 10, "buf-b64": 10, "eof": True}, ["buf-b64"], frame.SEALED])
     wiring.send_fd(worker, part, fd)
     if fd is not None:
         os.close(fd)
@@ -192,7 +192,7 @@ def test_another_descriptor_is_a_violation_and_is_closed(
         ({"buf-b64": 10}, ["count"]),
         ({"buf-b64": 10}, []),
         ({"buf-b64": 10}, ["buf-b64", "buf-b64"]),
-        ({"buf-b64": 10}, [["buf-b64"], False]),
+        ({"buf-b64": 10}, [["buf-b64"], frame.SEALED]),
         ({"buf-b64": 10}, "buf-b64"),
         ({"buf-b64": True}, ["buf-b64"]),
         ({"buf-b64": -10}, ["buf-b64"]),
@@ -207,7 +207,7 @@ def test_another_announcement_is_a_violation(ends: tuple[dispatch.Link, Socket],
     number = ask(link)
     fd = sealed(b"x" * 10)
     before = descriptors() - 1
-    (part,) = frame.encode([number, True, value, names, False])
+    (part,) = frame.encode([number, True, value, names, frame.SEALED])
     wiring.send_fd(worker, part, fd)
     os.close(fd)
     with pytest.raises(ProtocolViolation):
@@ -219,8 +219,8 @@ def test_bulk_data_for_another_request_or_command_is_a_violation(ends: tuple[dis
     link, worker = ends
     number = ask(link, "guest-file-close", handle=1)
     for answer in (
-        [number, True, {"buf-b64": 1}, ["buf-b64"], False],
-        [number + 1, True, {"buf-b64": 1}, ["buf-b64"], False],
+        [number, True, {"buf-b64": 1}, ["buf-b64"], frame.SEALED],
+        [number + 1, True, {"buf-b64": 1}, ["buf-b64"], frame.SEALED],
     ):
         fd = sealed(b"x")
         wiring.send_fd(worker, frame.encode(answer)[0], fd)
@@ -234,7 +234,7 @@ def test_two_descriptors_are_a_violation_and_one_too_many_is_closed(ends: tuple[
     number = ask(link)
     fds = [sealed(b"x"), sealed(b"y")]
     before = descriptors() - 2
-    data = frame.encode([number, True, {"buf-b64": 1}, ["buf-b64"], False])[0]
+    data = frame.encode([number, True, {"buf-b64": 1}, ["buf-b64"], frame.SEALED])[0]
     worker.sendmsg(
         [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(f.to_bytes(4, sys.byteorder) for f in fds))]
     )
@@ -349,7 +349,7 @@ def test_an_agent_moves_large_data_in_the_peers_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_what_sendfile_does_not_read_is_read_otherwise(tmp_path: Path) -> None:
+def test_what_gives_less_at_a_time_is_read_too(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     holder = os.open(fifo, os.O_RDWR)

@@ -11,7 +11,7 @@ from typing import Any
 
 import _prctl
 
-from privsep.blob import Kept, Sealed, window
+from privsep.blob import SLOT, Flow, Kept, Sealed, window
 from privsep.domains import BY_NAME, CAPABILITIES
 from privsep.sandbox import caps, kernel
 from privsep.sandbox.apply import filter_of, rules_of
@@ -54,6 +54,19 @@ def bulk(member: object) -> bytes:
         return os.pread(window().fd, member.size, 0)
     assert isinstance(member, (bytes, bytearray))
     return bytes(member)
+
+
+def whole(answer: dict[str, Any]) -> dict[str, Any]:
+    """A result whose bulk member flows, when all of it has."""
+    name, flow = next(iter(answer.items()))
+    if not isinstance(flow, Flow):
+        return answer
+    data, view = bytearray(window().view[:SLOT]), memoryview(bytearray(SLOT))
+    size = SLOT
+    while size == SLOT:
+        size = flow.fill(view)
+        data += view[:size]
+    return {name: bytes(data), **flow.rest()}
 
 
 FILTERS = str(Path(program()).resolve().parents[1] / "libexec" / "privsep-ga" / "filters")

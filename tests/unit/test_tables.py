@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from privsep import accounts, wiring
+from privsep import accounts, spawn, wiring
 from privsep.domains import BY_NAME as DOMAIN
 from privsep.domains import CAPABILITIES, DOMAINS
 from protocol.commands import COMMANDS, verbs_of
@@ -73,3 +73,15 @@ def test_ids_are_the_accounts_when_they_exist_and_fixed_and_distinct_when_not() 
 def test_an_account_that_is_root_or_shared_is_refused(passwd: bytes) -> None:
     with pytest.raises(ValueError):
         accounts.resolve(passwd)
+
+
+def test_who_has_large_buffers_is_known_where_processes_are_started() -> None:
+    with_bulk = {c.domain for c in COMMANDS if c.takes or c.gives}
+    assert set(spawn.BULKY) == {"front"} | {name for name in with_bulk if not DOMAIN[name].programs}
+    seen = {"PATH": "/bin", "HOME": "/root", "GLIBC_TUNABLES": "x"}
+    for name in DOMAIN:
+        got = spawn.environment(seen, name, programs=DOMAIN[name].programs)
+        if DOMAIN[name].programs:
+            assert got == seen
+        else:
+            assert ("GLIBC_TUNABLES" in got) == (name in spawn.BULKY) and "HOME" not in got and got["PATH"] == "/bin"

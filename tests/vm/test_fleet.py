@@ -30,7 +30,7 @@ def fleet(image: str) -> Iterator[list[Domain]]:
         domain.wait_agent()
         return domain
 
-    with ExitStack() as stack, ThreadPoolExecutor(len(GUESTS)) as pool:
+    with ThreadPoolExecutor(len(GUESTS)) as pool, ExitStack() as stack:  # libvirtd ends with the thread that started it
         booting = [pool.submit(boot, stack.enter_context(ExitStack()), name) for name in GUESTS]
         yield [future.result() for future in booting]
 

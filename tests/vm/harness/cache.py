@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TextIO
 
 KEPT = 3  # images of one name; older ones make room
 GUEST_PATIENCE = 1800.0  # seconds to wait for the guest of another run
-_ours: set[str] = set()
+_ours: set[tuple[int, str]] = set()  # thread, name: a thread that asks for what it holds would wait for itself
 
 
 class HarnessError(Exception):
@@ -32,7 +33,8 @@ def folder() -> Path:
 @contextlib.contextmanager
 def locked(*names: str, patience: float) -> Iterator[None]:
     """Hold one of these locks.  Raises HarnessError when others keep them all for longer than `patience` seconds."""
-    if set(names) <= _ours:
+    thread = threading.get_ident()
+    if {(thread, name) for name in names} <= _ours:
         raise HarnessError(f"this run holds {names[0]} already: end the first before the second")
     end = time.monotonic() + patience
     files = {name: open(folder() / f"{name}.lock", "w") for name in names}  # noqa: SIM115
@@ -41,11 +43,11 @@ def locked(*names: str, patience: float) -> Iterator[None]:
             if time.monotonic() > end:
                 raise HarnessError(f"other runs have held {', '.join(names)} in {folder()} for {patience:g} s")
             time.sleep(0.2)
-        _ours.add(name)
+        _ours.add((thread, name))
         try:
             yield
         finally:
-            _ours.discard(name)
+            _ours.discard((thread, name))
     finally:
         for file in files.values():
             file.close()

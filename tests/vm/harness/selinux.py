@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def add_module(tree: Tree) -> None:
     inside = f"/{folder.relative_to(tree.root)}"
     make = f"make -s -C {inside} -f /usr/share/selinux/devel/Makefile NAME=default privsep_ga.pp"
     tree.run("sh", "-ec", f"{make} && semodule -n -s default -i {inside}/privsep_ga.pp")
+    shutil.rmtree(folder)
 
 
 def label(tree: Tree) -> None:
