@@ -423,9 +423,10 @@ class Session:
             if part is None:
                 break
             if not part:
+                if self.sync_at is None and self._first_sync() is not None:
+                    self.sync_at = now + SYNC_PATIENCE
                 return
-            if self.sync_at is not None:  # a sync overtakes a worker that does nothing, not one that is at work
-                self.sync_at = now + SYNC_PATIENCE
+            self.sync_at = None  # a sync overtakes a worker that does nothing, not one that is at work
             self._put(base64.encode(part))
         else:
             return
@@ -435,9 +436,9 @@ class Session:
     def _cut(self, flow: Flow, now: float) -> bool:
         """A sync that waits behind the reply that is coming goes first when nothing comes any more: the reply ends where it is."""
         place = self._first_sync()
-        if place is None:
+        if place is None or flow.waiting:  # then it is the host that is slow, and `written` goes on
             self.sync_at = None
-        elif self.sync_at is None or (now >= self.sync_at and flow.waiting):
+        elif self.sync_at is None:
             self.sync_at = now + SYNC_PATIENCE
         elif now >= self.sync_at:
             self._end_flow(flow)

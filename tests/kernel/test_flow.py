@@ -208,12 +208,16 @@ def test_a_sync_overtakes_a_worker_that_does_nothing_and_only_such_a_one(session
     assert session.sync_at == 1.0 + SYNC_PATIENCE
     flow.parts.append(b"")  # there is something to take: it is the host that is slow
     session.advance(1.1)
-    assert session.sync_at == 1.1 + SYNC_PATIENCE and not flow.closed
+    assert session.sync_at is None and not flow.closed
     flow.parts.clear()
+    session.written(0, 1.2)
+    assert session.sync_at == 1.2 + SYNC_PATIENCE
     session.advance(1.2)
+    assert not flow.closed
+    session.advance(1.3)
     assert lines(session) == [SHORT, {"return": 7}]
     assert flow.closed and request.muted and session.idle is False  # there is output
-    session.flows(request, flow, 1.3)  # what still comes is nobody's
+    session.flows(request, flow, 1.4)  # what still comes is nobody's
     assert lines(session) == [SHORT, {"return": 7}]
 
 
