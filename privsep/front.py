@@ -292,6 +292,10 @@ class Front:
         for request in session.delivered:
             self._delivered(request)
         session.delivered.clear()
+        if session.calls:
+            self._dispatch(now)
+        if session.refused:
+            self._refused()
         if host.lost:
             self._gone()
         elif host.ended and session.idle:

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 SYNC_PATIENCE: Final = 0.025  # seconds
 QUEUE_LIMIT: Final = 1024  # requests waiting; the owner stops reading beyond
-OUTPUT_LIMIT: Final = 1 << 20  # bytes not yet taken by the channel; the owner stops reading beyond
+OUTPUT_LIMIT: Final = 1 << 20  # bytes not yet taken by the channel; beyond, nothing is read or answered
 
 FROZEN_REASON: Final = "the agent is in frozen state"
 FROZEN: Final = "frozen"  # why a request was refused
@@ -295,6 +295,8 @@ class Session:
                 if not self._overtake(now):
                     return
                 continue
+            if len(self.output) >= OUTPUT_LIMIT:
+                break  # `written` goes on
             del queue[0]
             self._start(head)
             if head.called:
@@ -366,7 +368,9 @@ class Session:
             self._finished(request, now)
 
     def written(self, count: int, now: float | None = None) -> None:
-        """The channel took so many bytes of `output`; `delivered` gets the requests whose replies are now out."""
+        """The channel took so many bytes of `output`; `delivered` gets the requests whose replies are now out.
+
+        What waited for room is answered, or in `calls`."""
         del self.output[:count]
         self._position += count
         if self._stream:
@@ -375,6 +379,8 @@ class Session:
             self._pour_flow(self._flow, time.monotonic() if now is None else now)
         while self._unconfirmed and self._unconfirmed[0][0] <= self._position:
             self.delivered.append(self._unconfirmed.pop(0)[1])
+        if self._queue and not self._queue[0].called and len(self.output) < OUTPUT_LIMIT:
+            self.advance(time.monotonic() if now is None else now)
 
     def disconnected(self) -> None:
         """The client is gone for good: replies not written are lost, requests in the queue are executed unheard."""

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from protocol import session as module
 from protocol import wire
 from protocol.commands import COMMANDS
-from protocol.session import Session
+from protocol.errors import CommandError
+from protocol.session import OUTPUT_LIMIT, Session
 from protocol.text import LONG, LongText
 
 SYNC = b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n'
@@ -271,3 +272,21 @@ def test_long_text_elsewhere_is_text(request_: bytes) -> None:
     if b"guest-ping" in request_ or b'"id"' in request_:
         assert LONGEST.encode() in session.output
     assert session.output or session.calls
+
+
+def test_what_is_asked_in_one_breath_is_answered_as_the_channel_takes_it() -> None:
+    session = make()
+    session.receive(
+        b'{"execute":"guest-info"}' * 5000 + b'{"execute":"guest-get-osinfo"}' + b'{"execute":"guest-ping"}', 0.0
+    )
+    replies, most = 0, 0
+    while session.output:
+        most = max(most, len(session.output))
+        replies += bytes(session.output[: 1 << 18]).count(b"\n")
+        session.written(min(len(session.output), 1 << 18), 0.0)
+    assert most < OUTPUT_LIMIT + (1 << 16)
+    assert replies == 5000
+    (request,) = session.calls
+    assert request.command is not None and request.command.name == "guest-get-osinfo"
+    session.failed(request, CommandError("x"), 0.0)
+    assert bytes(session.output).count(b"\n") == 2
