@@ -157,9 +157,9 @@ user = "nobody"
         assert run(agent, "/bin/echo", "hush-hush", env=["X=hush-hush"])[1] == b"hush-hush\n"
         assert run(agent, "/usr/bin/printf", "aloud")[1] == b"aloud"
         refusal(agent, "guest-exec", path="/bin/echo", arg=["hush-hush", "more"])
+        wait_for(lambda: "by hidden" in agent.log())
         log = agent.log()
-        assert "hush-hush" not in log and "aloud" in log
-        assert "by hidden" in log and "path=/bin/echo" in log
+        assert "hush-hush" not in log and "aloud" in log and "path=/bin/echo" in log
 
 
 @isolated

@@ -242,6 +242,8 @@ class Agent:
         return pid
 
     def log(self) -> str:
+        """What it has logged.  A record of the audit trail may come a millisecond after the reply (docs/audit.md)."""
+        time.sleep(0.02)
         try:
             return Path(self.log_path).read_text(errors="replace")
         except OSError:
