@@ -498,11 +498,8 @@ class Worker:
         try:
             self._send_window(frame.encode([number, True, {member: blob.SLOT}, [member], frame.FLOW])[0])
             counts[given] += blob.SLOT
-            ahead, slot, size = (
-                1,
-                0,
-                blob.SLOT,
-            )  # slots that the front has not taken; the last that was filled, and its size
+            ahead = 1  # slots that the front has not taken
+            slot, size = 0, blob.SLOT  # the last that was filled
             while size == blob.SLOT:
                 if ahead == blob.SLOTS:
                     self._taken(front)
