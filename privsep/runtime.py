@@ -517,7 +517,19 @@ class Worker:
             raise frame.FrontGone from None
 
     def _taken(self, front: Socket) -> None:
-        """Wait until the front has taken a slot.  Raises OSError, FrontGone, ProtocolViolation."""
+        """Wait until the front has taken a slot.  Raises OSError, FrontGone, ProtocolViolation.
+
+        A host that reads nothing must not keep a worker that has to end: the supervisor's word ends the reply where it is."""
+        control = self._context.control
+        assert control is not None
+        poll = select.poll()
+        poll.register(front.fileno(), select.POLLIN)
+        poll.register(control.fileno(), select.POLLIN)
+        while front.fileno() not in [fd for fd, _ in poll.poll()]:
+            data, fd = wiring.receive_fd(control)
+            self._context.deferred.append((data, fd))
+            if not data or data[:1] == wiring.TAG_QUIT or data[:2] == wiring.TAG_RETIRE + b"\1":
+                raise frame.FrontGone
         size = front.recv_into(self._buffer)
         if not size:
             raise frame.FrontGone

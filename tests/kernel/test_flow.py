@@ -19,7 +19,7 @@ from privsep.wiring import Socket
 from protocol.commands import BY_NAME
 from protocol.errors import CommandError, ProtocolViolation
 from protocol.session import SYNC_PATIENCE, Request, Session
-from tests.support.agent import Agent, Client
+from tests.support.agent import Agent, Client, wait_for
 
 READ = b'{"execute": "guest-file-read", "arguments": {"handle": 1, "count": 1000000}}\n'
 SYNC = b'{"execute": "guest-sync", "arguments": {"id": 7}}\n'
@@ -335,3 +335,15 @@ def test_after_a_host_that_left_in_the_middle_of_a_reply_the_next_one_is_served(
         reply = following.call("guest-file-read", handle=handle)
         assert (reply["count"], reply["eof"]) == (0, True)
         following.call("guest-file-close", handle=handle)
+
+
+def test_a_host_that_reads_nothing_keeps_no_worker_of_an_older_policy(big: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[commands]\nallow = ["@front", "@file"]\n')
+    with Agent("--policy", str(policy)) as agent:
+        client, _ = _slow(agent, big)
+        policy.write_text('[commands]\nallow = ["@front"]\n')
+        os.kill(agent.pid, signal.SIGHUP)
+        wait_for(lambda: "file" not in agent.processes())
+        reply = json.loads(client.recv_line())["return"]
+        assert 0 < reply["count"] == len(base64.b64decode(reply["buf-b64"])) < big.stat().st_size
