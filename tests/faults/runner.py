@@ -208,9 +208,7 @@ class _Runner:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
             self.writers.watch(0.5, steady=0.25)  # nobody freezes again who wakes up late
-            self.check(
-                not any(w.blocked(time.monotonic()) for w in self.writers.all), "frozen again by one that woke up late"
-            )
+            self.check(not any(w.held() for w in self.writers.all), "frozen again by one that woke up late")
         if run.phase in (*FREEZES, "thawing"):
             out.answer = reply_of(client, 3.0 if steady or what == ON else 0.5)
             if run.phase in FREEZES and out.answer.isdigit():
@@ -239,7 +237,8 @@ class _Runner:
         now = time.monotonic()
         for path, writer in zip(self.paths, self.writers.all, strict=True):
             name = path.rpartition("-")[2]
-            took = None if writer.blocked(now) else max(0.0, writer.late - struck)
+            stopped = writer.blocked(now) if what == ON else writer.held()
+            took = None if stopped else max(0.0, writer.late - struck)
             out.writable[name] = None if took is None else round(took, 3)
             if what == ON:
                 self.check(took is None, f"{name}: the freeze was to go on")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from signal import SIGKILL, SIGSTOP
 
 import pytest
@@ -10,6 +12,10 @@ from tests.faults import cells, extras, matrix
 from tests.faults.cells import Run
 from tests.faults.runner import Bench
 from tests.support import faultpoint
+from tests.support.agent import wait_for
+from tests.support.deadman import thaw
+from tests.support.faultkit import Writers
+from tests.support.loopfs import LoopFs
 from tests.support.namespace import isolated
 
 
@@ -23,6 +29,8 @@ def test_the_short_matrix_is_green() -> None:
     red = {o["run"]: o["red"] for o in found if o["red"]}
     assert not red
 
+
+FIFREEZE = 0xC0045877  # linux/fs.h
 
 # Without this safety this cell is red: the other holders cannot make up for it there.
 NOTICED = [
@@ -43,6 +51,24 @@ def test_without_a_safety_its_cell_is_red(variant: str, run: Run) -> None:
     with Bench(variant) as bench:
         red = bench.run(run).red
     assert any("not writable within" in line for line in red), red
+
+
+@pytest.mark.root
+@pytest.mark.loop
+@isolated
+def test_a_writer_is_held_by_a_frozen_file_system_and_by_nothing_else() -> None:
+    with LoopFs(*cells.FILE_SYSTEMS) as fs, Writers(fs.points) as writers:
+        assert writers.watch(5.0, steady=0.05) and writers.settle()
+        assert not any(w.held() for w in writers.all)
+        fds = [os.open(point, os.O_RDONLY | os.O_DIRECTORY) for point in fs.points]
+        for fd in fds:
+            fcntl.ioctl(fd, FIFREEZE, 0)
+        writers.poke()
+        wait_for(lambda: all(w.held() for w in writers.all), 5.0, "the writes to be held")
+        for fd in fds:
+            thaw(fd)
+            os.close(fd)
+        assert writers.settle() and not any(w.held() for w in writers.all)
 
 
 def test_every_safety_that_can_be_removed_has_its_cell() -> None:

@@ -251,6 +251,13 @@ class Writer:
     def blocked(self, now: float) -> bool:
         return self.asked is not None and now - self.asked > FAST
 
+    def held(self) -> bool:
+        """Whether it waits for a frozen file system, as the kernel says; a disk that is slow is another wait.
+
+        `sb_start_write` of a frozen superblock waits on its percpu_rw_semaphore (include/linux/fs.h)."""
+        wchan = Path(f"/proc/{self._process.pid}/wchan").read_text()
+        return self.asked is not None and wchan == "percpu_rwsem_wait"
+
     def close(self) -> None:
         """Only when the file system takes writes."""
         assert self._process.stdin is not None and self._process.stdout is not None
