@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import msgpack  # noqa: F401 - the whole package, before privsep.codec loads its C half alone
 import pytest
 
@@ -21,6 +22,12 @@ MARKERS = ("root", "loop", "peer", "vm", "slow")
 PEER = "/usr/sbin/qemu-ga"
 
 _deselected: Counter[str] = Counter()
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile(
+    "here", hypothesis.settings.default, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("here")
 
 
 def _lost_capabilities() -> list[str]:
