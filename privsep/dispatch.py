@@ -128,8 +128,8 @@ class Link:
                 rest = {name: value for name, value in arguments.items() if name != command.takes}
                 verb = self.verbs[command.name]
                 self._unsent += frame.encode([self.current_id, verb, rest, [command.takes, len(text)]])
-                view = text.view() if isinstance(text, LongText) else memoryview(text.encode())
-                self._unsent.append(frame.Pieces(view))
+                parts = text.parts if isinstance(text, LongText) else [text.encode()]
+                self._unsent.append(frame.Pieces(parts))
                 self.flush()
                 return
         self._send([self.current_id, self.verbs[command.name], arguments])

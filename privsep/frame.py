@@ -30,7 +30,7 @@ from protocol.errors import ProtocolViolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Final
 
     from privsep.wiring import Socket
@@ -70,20 +70,36 @@ def encode(value: object) -> list[bytes]:
 
 
 class Pieces:
-    """The datagrams of a bulk text, one at a time."""
+    """The datagrams of a bulk text that is in parts of any size, one at a time."""
 
-    __slots__ = ("_text", "_at")
+    __slots__ = ("_parts", "_part", "_at", "_next")
 
-    def __init__(self, text: memoryview) -> None:
-        self._text = text
-        self._at = 0
+    def __init__(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        self._parts = parts
+        self._part = 0  # the first that is not all in datagrams
+        self._at = 0  # how much of it is
+        self._next = self._cut()
 
-    def next(self) -> memoryview:
+    def next(self) -> bytes | memoryview:
         """The datagram that is to be sent now; empty when all are."""
-        return self._text[self._at : self._at + BULK_PART]
+        return self._next
 
     def sent(self) -> None:
-        self._at += BULK_PART
+        self._next = self._cut()
+
+    def _cut(self) -> bytes | memoryview:
+        wanted = BULK_PART
+        found: list[memoryview] = []
+        while wanted and self._part < len(self._parts):
+            view = memoryview(self._parts[self._part])[self._at : self._at + wanted]
+            if len(view):
+                found.append(view)
+            wanted -= len(view)
+            self._at += len(view)
+            if wanted:
+                self._part += 1
+                self._at = 0
+        return found[0] if len(found) == 1 else b"".join(found)
 
 
 class FrontGone(BaseException):

@@ -32,7 +32,7 @@ def encode(data: bytes) -> bytes:
     return binascii.b2a_base64(data, newline=False)
 
 
-def is_base64(text: bytes) -> bool:
+def is_base64(text: bytes | memoryview) -> bool:
     """Whether `text`, whole groups of four without padding at the end, has nothing but base64's alphabet.
 
     Only where that is quicker than to look for each byte that it must not have, else False."""

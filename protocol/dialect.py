@@ -48,7 +48,7 @@ from protocol.lexis import (
     string_stop,
 )
 from protocol.plain import NESTING_LIMIT, SIZE_LIMIT, TOKEN_LIMIT
-from protocol.text import lenient
+from protocol.text import LONG, Rope, lenient, stays
 from protocol.tree import Malformed, value_of, word_of
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 PATIENCE: Final = 64  # errors in a row
-STRAY_LIMIT: Final = 1 << 16
+STRAY_LIMIT: Final = LONG  # so much of a string is in the text
 
 # Where the lexer is; the order is that of _STEPS.
 _BETWEEN: Final = 0  # two tokens
@@ -79,6 +79,9 @@ _GOES_ON: Final = b".eE"  # a number, after digits
 # What may matter after the errors that are answered: it may begin a request, or go on beyond its line.
 _LASTING: Final = b"{[\"'-" + DIGITS + SPACE + _RESETS
 _SCANNED: Final = 1 << 14  # bytes of a piece up to which the plain way is the quicker one whatever is in it
+_ROPE_WINDOW: Final = (
+    1 << 18
+)  # bytes of a long string to look at; a piece that is no longer goes into the rope as it is
 _LINE: Final = 1 << 12  # bytes of a line to look at for plain requests when other lines are not plain
 
 
@@ -115,7 +118,7 @@ class Parser:
 
     __slots__ = (
         "_braces", "_brackets", "_events", "_left", "_number", "_quote", "_size", "_state", "_text", "_token",
-        "_tokens", "_uncounted", "_walk_to", "_long_text",
+        "_tokens", "_uncounted", "_walk_to", "_long_text", "_rope", "_whole",
     )  # fmt: skip
 
     def __init__(self, *, long_text: bool = False) -> None:
@@ -134,6 +137,8 @@ class Parser:
         self._text = bytearray()  # its tokens; numbers and words are followed by a blank, a mark or a quote
         self._token = 0  # where in it the current token begins
         self._uncounted = 0  # bytes of the current token that are not kept there
+        self._rope: Rope | None = None  # where those of one long string are
+        self._whole = -1  # the place of a long string that cannot have one
         self._tokens = 0  # complete ones
         self._size = 0  # their bytes
         self._braces = self._brackets = 0  # open
@@ -268,17 +273,20 @@ class Parser:
         return pos
 
     def _string(self, data: bytes, pos: int, end: int) -> int:
-        window = WINDOW
+        window = _ROPE_WINDOW if len(self._text) - self._token > LONG else WINDOW
         while pos < end:
             part = data[pos : pos + window]
             masked = mask(part, self._quote)
             hit = string_stop(masked, self._quote)
             closed = hit >= 0 and part[hit] == self._quote
-            pos += self._grow(part if hit < 0 else part[: hit + closed])
+            pos += self._grow(part if hit < 0 else part[:hit])
             if self._state != _STRING:
                 break  # it got too long
             if closed:
-                self._done(len(self._text) - self._token)
+                pos += self._grow(part[hit : hit + 1], last=True)
+                if self._state != _STRING:
+                    break
+                self._done(len(self._text) - self._token + self._uncounted)
                 break
             if hit >= 0:
                 return self._stray(data, pos)
@@ -371,8 +379,8 @@ class Parser:
             self._state, self._quote = _STRING, _QUOTE
         return found.taken
 
-    def _grow(self, part: bytes) -> int:
-        """The current token goes on with `part`; how many bytes were taken.
+    def _grow(self, part: bytes, *, last: bool = False) -> int:
+        """The current token goes on with `part`, a string's `last` being its quote; how many bytes were taken.
 
         When the token gets too long it ends in an error, and what follows is lexed afresh."""
         length = len(self._text) - self._token + self._uncounted
@@ -385,9 +393,36 @@ class Parser:
             kept = max(0, _WORD_KEPT - length)
             self._text += part[:kept]
             self._uncounted += more - kept
+        elif length > LONG and self._state == _STRING and not last and self._roped(part):
+            self._uncounted += more
         else:
             self._text += part
         return more
+
+    def _roped(self, part: bytes) -> bool:
+        """Put a further part of a long string into the rope; False: it goes into the text.  A request has one rope."""
+        rope = self._rope
+        if rope is None:
+            if not self._long_text or self._whole == self._token:
+                return False
+            with memoryview(self._text) as view:
+                fine = stays(view[self._token :])
+        elif rope.at == self._token:
+            fine = True
+        else:
+            return False
+        if fine and stays(part):
+            if rope is None:
+                rope = self._rope = Rope(self._token)
+            rope.add(part)
+            return True
+        # It has to be decoded, and so to be in one piece.
+        self._whole = self._token
+        if rope is not None:
+            self._text += b"".join(rope.parts)
+            self._rope = None
+            self._uncounted = 0
+        return False
 
     def _done(self, length: int) -> None:
         """The current token, of so many bytes, is complete."""
@@ -403,10 +438,10 @@ class Parser:
         elif braces + brackets > NESTING_LIMIT:
             self._fail("JSON nesting depth limit exceeded")
         elif braces < 0 or brackets < 0 or not (braces or brackets):
-            text, tokens = self._text, self._tokens
+            text, tokens, rope = self._text, self._tokens, self._rope
             self._reset()
             try:
-                value = value_of(text, tokens, self._long_text)
+                value = value_of(text, tokens, self._long_text, rope)
             except Malformed as e:
                 self._fail(e.desc)
             else:

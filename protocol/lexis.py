@@ -129,7 +129,7 @@ def string_stop(masked: bytes, quote: int) -> int:
         end = masked.find(quote)
         inner = masked if end < 0 else masked[:end]
         groups = len(inner) & ~3
-        if base64.is_base64(inner if groups == len(inner) else inner[:groups]):
+        if base64.is_base64(memoryview(inner)[:groups]):
             inner = inner[groups:]
         elif not any(map(inner.__contains__, _STRING_STOP_LIST[quote])):
             return end  # three dozen memchr are quicker than one table

@@ -25,29 +25,51 @@ _NUL: Final = b"\xc0\x80"
 
 
 LONG: Final = 1 << 16  # bytes from which on a string may stay where it was lexed
+_SMALL: Final = 1 << 14  # bytes: smaller pieces of a long string are put together
+
+
+def stays(part: bytes | memoryview) -> bool:
+    """Whether this part of a string means what it says: all ASCII and no escapes."""
+    part = bytes(part)
+    return part.isascii() and b"\\" not in part
+
+
+class Rope:
+    """What of a long string came after its first `LONG` bytes, as it came.
+
+    `at` is where the string begins in the text that has the rest of the request."""
+
+    __slots__ = ("at", "parts")
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.parts: list[bytes | bytearray] = []
+
+    def add(self, part: bytes) -> None:
+        if len(part) >= _SMALL:
+            self.parts.append(part)
+        elif self.parts and type(self.parts[-1]) is bytearray:
+            self.parts[-1] += part
+        else:
+            self.parts.append(bytearray(part))
 
 
 class LongText:
-    """A long string of a request, all ASCII and without escapes, as a part of the bytes that the parser kept.
+    """A long string of a request, all ASCII and without escapes, as the bytes that the parser kept.
 
     Only for bulk data, which goes on as bytes: a `str` would be one more copy of tens of megabytes."""
 
-    __slots__ = ("_data", "_start", "_stop")
+    __slots__ = ("parts", "_size")
 
-    def __init__(self, data: bytearray, start: int, stop: int) -> None:
-        self._data = data
-        self._start = start
-        self._stop = stop
+    def __init__(self, parts: list[bytes | bytearray | memoryview]) -> None:
+        self.parts = parts
+        self._size = sum(map(len, parts))
 
     def __len__(self) -> int:
-        return self._stop - self._start
+        return self._size
 
     def __str__(self) -> str:
-        with memoryview(self._data) as view:
-            return str(view[self._start : self._stop], "ascii")
-
-    def view(self) -> memoryview:
-        return memoryview(self._data)[self._start : self._stop]
+        return str(b"".join(self.parts), "ascii")
 
 
 def settle(value: object, keep: LongText | None = None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from protocol import plain
 from protocol.lexis import LETTERS, SPACE, WINDOW, WINDOW_GROWS, run
-from protocol.text import LONG, NONCHARACTERS, LongText, decode, lenient
+from protocol.text import LONG, NONCHARACTERS, LongText, Rope, decode, lenient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,16 +39,19 @@ class Malformed(Exception):
         self.desc = "JSON parse error, " + what
 
 
-def value_of(text: bytearray, tokens: int, long_text: bool = False) -> object:
+def value_of(text: bytearray, tokens: int, long_text: bool = False, rope: Rope | None = None) -> object:
     """The value of a request of so many tokens; raises Malformed.
 
-    With `long_text` long values of members may be a LongText, which owns `text` then."""
-    if text[0] == _OPEN_DICT and len(text) < 64 * tokens:  # long strings are better cut out than decoded with the rest
+    With `long_text` long values of members may be a LongText, which owns `text` then.  With a rope the string that begins
+    there goes on in it."""
+    if (
+        rope is None and text[0] == _OPEN_DICT and len(text) < 64 * tokens
+    ):  # long strings are better cut out than decoded with the rest
         whole = plain.text_of(text)
         got = plain.scan(whole, 0, counted=True) if whole is not None else None
         if got is not None:
             return got[0]
-    return _parse(text, long_text and len(text) > LONG and text.isascii())
+    return _parse(text, long_text and len(text) > LONG and text.isascii(), rope)
 
 
 def word_of(word: bytes) -> object:
@@ -58,8 +61,9 @@ def word_of(word: bytes) -> object:
     return _WORDS[word]
 
 
-def _parse(text: bytearray, long_text: bool) -> object:
+def _parse(text: bytearray, long_text: bool, rope: Rope | None) -> object:
     end = len(text)
+    rope_at = -1 if rope is None else rope.at
     stack: list[tuple[list[object] | dict[str, object] | None, str]] = []
     container: list[object] | dict[str, object] | None = None
     key = _NO_KEY
@@ -79,7 +83,10 @@ def _parse(text: bytearray, long_text: bool) -> object:
         pos = token(pos)
         first = text[pos]
         if first in (_QUOTE, _APOSTROPHE):
-            value, pos = _string(text, pos, long_text and key is not _NO_KEY)
+            if pos == rope_at:
+                value, pos = _roped(text, rope, key is not _NO_KEY)  # type: ignore[arg-type]
+            else:
+                value, pos = _string(text, pos, long_text and key is not _NO_KEY)
         elif first in (_OPEN_DICT, _OPEN_LIST):
             opened: list[object] | dict[str, object] = {} if first == _OPEN_DICT else []
             pos = token(pos + 1)
@@ -145,11 +152,18 @@ def _string(text: bytearray, start: int, long_text: bool) -> tuple[str | LongTex
     try:
         if text.find(_BACKSLASH, start + 1, stop) < 0:
             if long_text and stop - start > LONG:
-                return LongText(text, start + 1, stop), stop + 1
+                return LongText([memoryview(text)[start + 1 : stop]]), stop + 1
             return decode(text, start + 1, stop), stop + 1
         return _unescape(text, start + 1, stop), stop + 1
     except ValueError:
         raise Malformed("invalid UTF-8 sequence in string") from None
+
+
+def _roped(text: bytearray, rope: Rope, long_text: bool) -> tuple[str | LongText, int]:
+    """The same for the string that goes on in the rope: neither part of it has escapes."""
+    stop = text.index(text[rope.at], rope.at + 1)
+    whole = LongText([memoryview(text)[rope.at + 1 : stop], *rope.parts])
+    return whole if long_text else str(whole), stop + 1
 
 
 def _backslashes(text: bytearray, start: int, stop: int) -> int:

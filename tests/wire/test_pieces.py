@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from protocol import wire
 from protocol.dialect import Parser, Value
+from protocol.text import LongText, settle
 from tests.wire.helpers import feed, flat, form
 
 FRAGMENTS = [
@@ -64,6 +65,68 @@ def test_a_reset_and_a_request_are_always_understood(data: bytes) -> None:
 def _is_taken(char: str) -> bool:
     code = ord(char)
     return not (0xD800 <= code < 0xE000 or 0xFDD0 <= code < 0xFDF0 or code & 0xFFFE == 0xFFFE)
+
+
+# A string long enough to be kept as it comes, and what may be in it, end it, or stand behind it.
+LONG_BODY = st.lists(
+    st.sampled_from(
+        [
+            b"A" * 70_000,
+            b"Zm9v" * 20_000,
+            b"b" * 300,
+            b"+/=",
+            b"\\n",
+            b'\\"',
+            b"\\",
+            b"\\u00e9",
+            b"\xc3\xa9",
+            b"\xff",
+            b"\n",
+            b"'",
+            b'"',
+        ]
+    ),
+    min_size=1,
+    max_size=8,
+).map(b"".join)
+LONG_AFTER = st.sampled_from(
+    [b'"}', b'","b":1}', b'"]}', b'","a":1}', b"'}", b'" x}', b'"}{"b":["' + b"c" * 70_000 + b'"]}']
+)
+LONG_BEFORE = st.sampled_from(
+    [b'{"a":"', b'{"a":["', b'{"', b'"', b"{'a':'", b'{"x":"\xc3\xa9","a":"', b'{"x":"' + b"d" * 70_000 + b'","a":"']
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.tuples(LONG_BEFORE, LONG_BODY, LONG_AFTER).map(b"".join), cuts, st.sampled_from([0, 900, 30_000]))
+def test_a_long_string_that_stays_as_it_came_says_the_same(data: bytes, places: list[float], step: int) -> None:
+    whole = Parser().feed(data)
+    parser = Parser(long_text=True)
+    pieces = split(data, places)
+    if step:
+        pieces = [piece[at : at + step] for piece in pieces for at in range(0, len(piece), step)]
+    events = [event for piece in pieces for event in parser.feed(piece)]
+    for event in events:
+        if isinstance(event, Value):
+            box = [event.value]
+            settle(box)
+            event.value = box[0]
+    assert [form(e) for e in events] == [form(e) for e in whole]
+    assert parser.feed(b'\xff{"b":1}')[-1].value == {"b": 1}  # type: ignore[union-attr]
+
+
+def test_a_long_string_is_kept_in_the_pieces_that_came() -> None:
+    parser = Parser(long_text=True)
+    pieces = [b"A" * 200_000 for _ in range(5)]
+    for piece in (b'{"a": "' + b"B" * 70_000, *pieces, b'CD", "b": 1'):
+        assert not parser.feed(piece)
+    (event,) = parser.feed(b"}")
+    assert isinstance(event, Value)
+    text = event.value["a"]  # type: ignore[index]
+    assert isinstance(text, LongText)
+    assert [part for part in text.parts if any(part is piece for piece in pieces)] == pieces
+    assert len(text) == 1_070_002
+    assert str(text) == "B" * 70_000 + "A" * 1_000_000 + "CD"
 
 
 characters = st.characters(exclude_categories=["Cs"]).filter(_is_taken)
