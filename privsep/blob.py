@@ -11,9 +11,10 @@ The front may not open, create or enlarge anything, so the worker makes a memfd 
 * *sealed*: more than that has a memfd of its own, sealed against every change, which is gone when the reply is written.
 
 The front takes a descriptor only with those seals, which nothing but a memfd has: a read of any other file might wait for
-ever, and memory that may become shorter would end a reply in the middle.  It reads with pread, each byte once, and encodes
-what it got: whatever a worker does to the memory meanwhile, what comes out is base64 of bytes that it could have sent anyway.
-Reads are in small pieces: mapping would cost a page fault for each page and count as the front's own memory.
+ever, and memory that may become shorter would end a reply in the middle, or the front.
+Whatever a worker does to the memory meanwhile, what comes out is base64 of bytes that it could have sent anyway.  The slots
+are mapped, once for a worker's life; all else is read with pread in small pieces, since mapping costs a page fault for
+each page.
 A worker writes the kept memfd only while it executes a request, and the front asks for nothing else until the reply is
 written.
 
@@ -125,10 +126,18 @@ def window() -> _Window:
 class Memory:
     """The front's side: the descriptor of a memfd, closed when nobody refers to it any more."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("fd", "_slots")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._slots: list[memoryview] = []
+
+    def slot(self, number: int) -> memoryview:
+        """One of the kept memory's slots: mapped, for they are read again and again.  Raises OSError."""
+        if not self._slots:
+            view = memoryview(mmap.mmap(self.fd, SLOTS * SLOT, mmap.MAP_SHARED, mmap.PROT_READ))
+            self._slots = [view[at : at + SLOT] for at in range(0, SLOTS * SLOT, SLOT)]
+        return self._slots[number]
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -198,18 +207,15 @@ class Stream:
         self.rest = rest
         self.ended = True
 
-    def take(self) -> bytes | None:
-        """The next slot, b"" when it has not come yet, None at the end.  Raises ProtocolViolation."""
+    def take(self, encode: Callable[[memoryview], bytes]) -> bytes | None:
+        """What `encode` makes of the next slot, b"" when that has not come yet, None at the end.  Raises ProtocolViolation."""
         if not self._sizes:
             return None if self.ended else b""
-        size = self._sizes[0]
         assert self._memory is not None
         try:
-            data = os.pread(self._memory.fd, size, self._slot * SLOT)
-        except OSError:
-            data = b""
-        if len(data) != size:
-            raise ProtocolViolation("bulk data that cannot be read")
+            data = encode(self._memory.slot(self._slot)[: self._sizes[0]])
+        except (OSError, ValueError):
+            raise ProtocolViolation("bulk data that cannot be read") from None
         self._next()
         return data
 

@@ -24,7 +24,7 @@ else:
 PIECE: Final = 192 * 1024  # bytes of data encoded at a time: whole groups of three
 
 
-def encode(data: bytes) -> bytes:
+def encode(data: bytes | memoryview) -> bytes:
     """The text of `data`, padded, without newlines."""
     if SIMD:
         text: bytes = _simd.b64encode(data)

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
         @property
         def waiting(self) -> bool: ...
-        def take(self) -> bytes | None: ...
+        def take(self, encode: Callable[[memoryview], bytes]) -> bytes | None: ...
         def end(self, rest: dict[str, object] | None) -> None: ...
         def close(self) -> None: ...
 
@@ -425,15 +425,15 @@ class Session:
     def _pour_flow(self, flow: Flow, now: float) -> None:
         """The same from the reply that is still coming."""
         while len(self.output) < _STREAM_AHEAD:
-            part = flow.take()
-            if part is None:
+            text = flow.take(base64.encode)
+            if text is None:
                 break
-            if not part:
+            if not text:
                 if self.sync_at is None and self._first_sync() is not None:
                     self.sync_at = now + SYNC_PATIENCE
                 return
             self.sync_at = None  # a sync overtakes a worker that does nothing, not one that is at work
-            self._put(base64.encode(part))
+            self._put(text)
         else:
             return
         self._end_flow(flow)

@@ -254,6 +254,7 @@ FILTERS: Final = {
             ),
             Call("fcntl", "takes bulk data in memory only", Test(1, _F_GET_SEALS)),
             Call("lseek", "takes bulk data of the announced size only"),
+            Call("fcntl", "a mapping keeps a descriptor of its own", Test(1, _F_DUPFD_CLOEXEC)),
             Call("uname", "guest-get-host-name"),
             Call("clock_nanosleep", "at its end, while the host takes the last replies"),
         ),

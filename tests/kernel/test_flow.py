@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,15 @@ def test_slots_come_in_turn_and_are_given_back(ends: tuple[dispatch.Link, Socket
     worker.send(frame.encode([number, True, 5])[0])
     assert link.read(0.0) == (link.current, True, stream)
     worker.setblocking(False)
-    assert stream.take() == b"a" * SLOT
+    assert stream.take(bytes) == b"a" * SLOT
     assert worker.recv(10) == frame.TAKEN
-    assert stream.take() == b"b" * 5
+    assert stream.take(bytes) == b"b" * 5
     assert worker.recv(10) == frame.TAKEN
-    assert stream.take() == b""
+    assert stream.take(bytes) == b""
     worker.send(frame.encode([number, True, {"count": SLOT + 5, "eof": True}])[0])
     assert link.read(0.0) is not None
     assert link.current is None
-    assert stream.take() is None
+    assert stream.take(bytes) is None
     assert stream.rest == {"count": SLOT + 5, "eof": True}
 
 
@@ -145,7 +145,7 @@ def test_the_limit_is_for_the_worker_and_not_for_the_host(ends: tuple[dispatch.L
     assert link.deadline == 10.0 + limit
     assert link.spare(200.0) and link.deadline == 200.0 + limit
     assert reply is not None and isinstance(reply[2], blob.Stream)
-    reply[2].take()
+    reply[2].take(bytes)
     assert not link.spare(400.0)
 
 
@@ -164,8 +164,8 @@ class Parts:
     def waiting(self) -> bool:
         return bool(self.parts)
 
-    def take(self) -> bytes | None:
-        return self.parts.pop(0) if self.parts else None if self.over else b""
+    def take(self, encode: Callable[[memoryview], bytes]) -> bytes | None:
+        return encode(memoryview(self.parts.pop(0))) if self.parts else None if self.over else b""
 
     def end(self, rest: dict[str, object] | None) -> None:
         self.rest, self.over = rest, True
