@@ -162,7 +162,7 @@ def talk() -> list[str]:
                 f"allow {front} {sender}:fd use;",
             ]
     # The front only reads it, by a descriptor that the sender opened for writing too.
-    return [*lines, f"allow {front} privsep_ga_bulk_t:file {{ getattr read write }};", ""]
+    return [*lines, f"allow {front} privsep_ga_bulk_t:file {{ getattr read write map }};", ""]
 
 
 def promises() -> list[str]:
