@@ -48,7 +48,7 @@ from protocol.lexis import (
     string_stop,
 )
 from protocol.plain import NESTING_LIMIT, SIZE_LIMIT, TOKEN_LIMIT
-from protocol.text import LONG, Rope, lenient, stays
+from protocol.text import ROPED, Rope, lenient, stays
 from protocol.tree import Malformed, value_of, word_of
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 PATIENCE: Final = 64  # errors in a row
-STRAY_LIMIT: Final = LONG  # so much of a string is in the text
+STRAY_LIMIT: Final = 1 << 16  # no more than a string has in the text
 
 # Where the lexer is; the order is that of _STEPS.
 _BETWEEN: Final = 0  # two tokens
@@ -273,7 +273,7 @@ class Parser:
         return pos
 
     def _string(self, data: bytes, pos: int, end: int) -> int:
-        window = _ROPE_WINDOW if len(self._text) - self._token > LONG else WINDOW
+        window = _ROPE_WINDOW if len(self._text) - self._token > ROPED else WINDOW
         while pos < end:
             part = data[pos : pos + window]
             masked = mask(part, self._quote)
@@ -393,7 +393,7 @@ class Parser:
             kept = max(0, _WORD_KEPT - length)
             self._text += part[:kept]
             self._uncounted += more - kept
-        elif length > LONG and self._state == _STRING and not last and self._roped(part):
+        elif length > ROPED and self._state == _STRING and not last and self._roped(part):
             self._uncounted += more
         else:
             self._text += part

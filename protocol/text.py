@@ -25,6 +25,7 @@ _NUL: Final = b"\xc0\x80"
 
 
 LONG: Final = 1 << 16  # bytes from which on a string may stay where it was lexed
+ROPED: Final = 1 << 17  # bytes of a string after which it does not grow any more, but stays in the pieces that came
 _SMALL: Final = 1 << 14  # bytes: smaller pieces of a long string are put together
 
 
@@ -35,7 +36,7 @@ def stays(part: bytes | memoryview) -> bool:
 
 
 class Rope:
-    """What of a long string came after its first `LONG` bytes, as it came.
+    """What of a long string came after its first `ROPED` bytes, as it came.
 
     `at` is where the string begins in the text that has the rest of the request."""
 
