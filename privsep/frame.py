@@ -31,6 +31,7 @@ from protocol.errors import ProtocolViolation
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from mmap import mmap
     from typing import Final
 
     from privsep.wiring import Socket
@@ -113,7 +114,7 @@ class Incoming:
 
     __slots__ = ("size", "_left", "_socket", "_buffer")
 
-    def __init__(self, socket: Socket, size: int, buffer: bytearray) -> None:
+    def __init__(self, socket: Socket, size: int, buffer: bytearray | mmap) -> None:
         self.size = size
         self._left = size
         self._socket = socket

@@ -9,6 +9,7 @@ worker ends.
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import select
 import time
@@ -151,7 +152,8 @@ class Worker:
         self._last = 0  # the id of the latest request on this socket: the next one's is larger
         self._unconfirmed: dict[int, Command] = {}
         self._retired = False  # another policy is in force: end as soon as nothing is held
-        self._buffer = bytearray(frame.DATAGRAM + 1)  # where datagrams are received
+        # Where datagrams are received.  Of a mapping only what was ever filled is in memory, and most are short.
+        self._buffer = mmap.mmap(-1, frame.DATAGRAM + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._view = memoryview(self._buffer)
         self._poll = select.poll()
         self._wait = Waiting(self._poll).wait

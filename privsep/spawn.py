@@ -22,15 +22,16 @@ LOWEST: Final = 10
 # What of the environment a child sees; rows that start programs see all of it, as the peer's children do.
 _KEPT: Final = ("PATH", "TZ", "LANG", "LC_ALL", "QGA_OS_RELEASE", "JOURNAL_STREAM")
 
-# glibc's malloc (mallopt(3)): by default each buffer of 128 KiB is mapped and unmapped again, page fault by page fault, which
-# costs bulk data more than all copies do.  Up to 2 MiB of a buffer comes from the heap, of which as much is kept at most.
-_MALLOC: Final = {
+# glibc's malloc (mallopt(3)): threads need no memory of their own.
+_MALLOC: Final = {"MALLOC_ARENA_MAX": "1"}
+# By default each buffer of 128 KiB is mapped and unmapped again, page fault by page fault, which costs bulk data more than all
+# copies do.  Up to 2 MiB of a buffer comes from the heap, of which as much is kept at most; what more than that is mapped for may
+# have huge pages, a fault for 2 MiB (glibc 2.35; others pass over it).
+_LARGE: Final = {
     "MALLOC_MMAP_THRESHOLD_": str(2 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(2 << 20),
-    "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-# What more than that is mapped for may have huge pages, a fault for 2 MiB (glibc 2.35; others pass over it).
-_HUGE: Final = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 BULKY: Final = ("front", "file")  # who has buffers of that size, programs apart
 
 
@@ -49,7 +50,7 @@ def environment(environ: dict[str, str], name: str = "", *, programs: bool) -> d
         return {
             k: v for k, v in environ.items() if k not in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
         }
-    return {**_MALLOC, **(_HUGE if name in BULKY else {}), **{k: environ[k] for k in _KEPT if k in environ}}
+    return {**_MALLOC, **(_LARGE if name in BULKY else {}), **{k: environ[k] for k in _KEPT if k in environ}}
 
 
 def spawn(
