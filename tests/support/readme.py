@@ -1,4 +1,6 @@
-"""Puts the figures of docs/performance.md into the README: `python -m tests.support.readme`.  A test says whether they are current."""
+"""Puts figures of docs/performance.md and docs/vm-table.md into the README: `python -m tests.support.readme`.
+
+A test says whether they are current."""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ TREE = Path(__file__).resolve().parents[2]
 README = TREE / "README.md"
 MEASURED = TREE / "docs" / "performance.md"
 BEGIN = "<!-- from docs/performance.md by tests/support/readme.py -->\n"
+GUESTS = TREE / "docs" / "vm-table.md"
+BEGIN_GUESTS = "<!-- from docs/vm-table.md by tests/support/readme.py -->\n"
 END = "<!-- end -->\n"
 
 # Row of the measurements -> what the README calls it.  Good news and bad.
@@ -27,6 +31,43 @@ ROWS = {
 }
 
 
+# What the README calls it, a row of the table of guests (of Debian as it comes), and where in what was seen the figure is.
+SEEN = (
+    (
+        "freeze of all three file systems, the root among them, under writers",
+        "24 freezes and thaws",
+        r"median ([\d.]+ s)",
+    ),
+    ("nobody thaws, and the deadline is 8 s: writable after", "Nobody thaws", r"auto-thaw = 8: ([\d.]+ s)"),
+    ("the fs worker is killed while all is frozen", "`kill -9` of one process", r"^fs: (the freeze holds)"),
+    ("the front is killed", "`kill -9` of one process", r"^front: (the freeze holds)"),
+    ("the watchdog is killed", "`kill -9` of one process", r"^thawer: (writable [\d.]+ s later)"),
+    ("the supervisor is killed", "`kill -9` of one process", r"^supervisor: (writable [\d.]+ s later)"),
+    (
+        "the whole service is killed, and systemd thaws",
+        "`kill -9` of the whole cgroup while",
+        r"(writable [\d.]+ s later)",
+    ),
+    ("every process is stopped (SIGSTOP), `WatchdogSec=20`", "SIGSTOP of every process", r"(writable [\d.]+ s later)"),
+    ("memory of the service after five hours' polls, at rest (PSS)", "Hours of KubeVirt's polls", r"at rest (\d+ kB)"),
+    ("wake-ups while nobody asks", "Nobody asks", r"port open: (supervisor \d+, front \d+ in \d+ s)"),
+)
+
+
+def seen(table: str) -> str:
+    """The README's table out of the one of the guests.  LookupError for a row that is not there any more."""
+    rows = [
+        [c.strip() for c in line.strip("|").split(" | ")] for line in table.splitlines() if line.startswith("| plain ")
+    ]
+    lines = ["| | |", "|---|---|"]
+    for words, what, figure in SEEN:
+        found = [hit for row in rows if row[2].startswith(what) and (hit := re.search(figure, row[5]))]
+        if not found:
+            raise LookupError(what)
+        lines.append(f"| {words} | {found[0][1]} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
 def figures(measured: str) -> str:
     """The README's table out of the other document's.  KeyError for a row that is not there any more."""
     rows = dict[str, tuple[str, str, str]]()
@@ -41,13 +82,19 @@ def figures(measured: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def render(readme: str, measured: str) -> str:
-    head, _, rest = readme.partition(BEGIN)
+def _between(text: str, begin: str, inside: str) -> str:
+    head, _, rest = text.partition(begin)
     _, mark, tail = rest.partition(END)
     if not mark:
         raise SystemExit("README.md has lost the marks around the figures")
-    return head + BEGIN + figures(measured) + END + tail
+    return head + begin + inside + END + tail
+
+
+def render(readme: str) -> str:
+    """The README with the figures of the two documents."""
+    readme = _between(readme, BEGIN, figures(MEASURED.read_text()))
+    return _between(readme, BEGIN_GUESTS, seen(GUESTS.read_text()))
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(), MEASURED.read_text()))
+    README.write_text(render(README.read_text()))
