@@ -1,18 +1,20 @@
 """The table of `make test-vm`: every module of these tests in every image, several guests at once, one line a test.
 
-    python -m tests.vm.table [--vm-image plain|selinux] [--at-once N] [--again] [--doc] [MODULE]... [-- OPTIONS OF PYTEST]
+    python -m tests.vm.table [--vm-image plain|selinux] [--at-once N] [--within MINUTES] [--again] [--doc] [MODULE]... [-- OPTIONS OF PYTEST]
 
 A run of pytest for each module and image, so that modules do not wait for each other: a guest is mostly idle, or on one
 processor.  A module is named as in `tests/vm/test_NAME.py`.  The rows stand in build/vm/table.md when all is done, the output of
 each run beside them; the exit status is 0 if no row failed.
 
 With `--again` up to three modules with a failure run once more, alone, when all have ended.  What failed the first time stands in
-the table all the same, in its row and in the line above it.  `--doc` writes docs/vm-table.md, what a reader of the project sees.
+the table all the same, in its row and in the line above it.  With `--within` a module that has not begun by then is left out, and
+the line above the table names it.  `--doc` writes docs/vm-table.md, what a reader of the project sees.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import subprocess
@@ -36,6 +38,7 @@ IMAGES = ("plain", "selinux")
 LONGEST = ("freeze", "libvirt", "ansible", "selinux", "cost", "devices", "power", "upgrade")
 FLEETS = {"fleet": 3}  # module -> guests that it boots at once; such a one runs when the others have ended
 NOTHING_CHOSEN = 5  # pytest's exit status
+LEFT_OUT = -1000  # in place of an exit status
 AGAIN_AT_MOST = 3  # modules: more than that is no accident
 
 INTRODUCTION = """\
@@ -67,8 +70,10 @@ def modules() -> list[str]:
     return sorted(path.stem.removeprefix("test_") for path in HERE.glob("test_*.py"))
 
 
-def carry_out(run: Run, guests: int, words: list[str]) -> int:
-    """Pytest's exit status."""
+def carry_out(run: Run, guests: int, words: list[str], until: float = math.inf) -> int:
+    """Pytest's exit status, or LEFT_OUT where the monotonic clock is past `until`."""
+    if time.monotonic() > until:
+        return LEFT_OUT
     command = [sys.executable, "-m", "pytest", "-q", "-m", "vm", "--timeout", "1800", "--vm-image", run.image]
     command += ["--vm-rows", str(run.rows), f"tests/vm/test_{run.module}.py", *words]
     environ = {**os.environ, "PRIVSEP_GA_VM_GUESTS": str(guests)}
@@ -96,7 +101,7 @@ def second(run: Run, words: list[str]) -> int:
 
 def failures(statuses: dict[Run, int]) -> list[Run]:
     """Those that did not end well, after what each printed at its end."""
-    bad = [run for run, status in statuses.items() if status not in (0, NOTHING_CHOSEN)]
+    bad = [run for run, status in statuses.items() if status not in (0, NOTHING_CHOSEN, LEFT_OUT)]
     for run in bad:
         print(f"\n---- {run.image} {run.module}, from {run.log}\n{run.log.read_text(errors='replace')[-6000:]}")
     return bad
@@ -124,6 +129,7 @@ def main() -> int:
     parser.add_argument(
         "--at-once", type=int, default=min(3, os.cpu_count() or 1), metavar="N", help="guests (default: %(default)s)"
     )
+    parser.add_argument("--within", type=float, default=math.inf, metavar="MINUTES")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--doc", action="store_true")
     parser.add_argument("modules", nargs="*", metavar="MODULE")
@@ -142,6 +148,7 @@ def main() -> int:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     begun = time.monotonic()
+    until = begun + options.within * 60
     try:
         # All that apt installs at once: runs that are under way together must not want it at the same time.
         hosttools.need(
@@ -165,22 +172,25 @@ def main() -> int:
         ([run for run in runs if run.module in FLEETS], 1),
     ):
         with ThreadPoolExecutor(at_once) as pool:
-            futures = {run: pool.submit(carry_out, run, FLEETS.get(run.module, at_once), words) for run in part}
+            futures = {run: pool.submit(carry_out, run, FLEETS.get(run.module, at_once), words, until) for run in part}
             for row in as_they_come(futures):
                 print(row.line(), flush=True)
         statuses |= {run: future.result() for run, future in futures.items()}
     bad = failures(statuses)
-    twice = ""
+    notes = ""
+    if late := [run for run, status in statuses.items() if status == LEFT_OUT]:
+        notes += f"  Left out for want of time: {', '.join(f'{run.module} [{run.image}]' for run in late)}."
     if options.again and 0 < len(bad) <= AGAIN_AT_MOST:
-        twice = f"  Run twice: {', '.join(f'{run.module} [{run.image}]' for run in bad)}."
-        print(f"\nOnce more: {twice.partition(': ')[2]}", flush=True)
+        twice = ", ".join(f"{run.module} [{run.image}]" for run in bad)
+        print(f"\nOnce more: {twice}.", flush=True)
+        notes += f"  Run twice: {twice}."
         statuses |= {run: second(run, words) for run in bad}
         bad = failures(statuses)
     found = [row for image in chosen for run in sorted(runs) if run.image == image for row in rows.load(run.rows)]
     minutes = (time.monotonic() - begun) / 60
     counts = ", ".join(f"{sum(row.result == word for row in found)} {word}" for word in rows.WORDS.values())
     head = (
-        f"{len(found)} rows: {counts}.  {minutes:.0f} minutes, {options.at_once} guests at once, run by {how}.{twice}"
+        f"{len(found)} rows: {counts}.  {minutes:.0f} minutes, {options.at_once} guests at once, run by {how}.{notes}"
     )
     print(f"\n{head}\n")
     for row in found:
