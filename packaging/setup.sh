@@ -59,6 +59,9 @@ gawk|command -v gawk|the SELinux policy
 m4|command -v m4|the SELinux policy
 selinux-policy-dev|test -e /usr/share/selinux/devel/Makefile|the SELinux policy
 python3-setools|test -e /usr/lib/python3/dist-packages/setools|the SELinux policy
+zsh|command -v zsh|the completions' tests
+fish|command -v fish|the completions' tests
+tzdata|test -e /usr/share/zoneinfo/Asia/Kolkata|the time zone tests
 qemu-guest-agent|test -x /usr/sbin/qemu-ga|comparing with the peer
 END
 }

@@ -2,12 +2,13 @@
 
 It has no socket to the agent of its own: `status` and `selfcheck` read what the supervisor wrote and what the kernel says,
 `call` speaks the host's protocol to a unix socket, and the rest reads files and tables.  Exit status 0: fine; 1: not (an error
-reply, a difference, a policy that is wrong); 2: wrong usage.
+reply, a difference, a policy that is wrong); 2: wrong usage; 130: ended by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -154,8 +155,13 @@ def run_audit(options: argparse.Namespace) -> int:
             sink = _report(options)[1].audit
         except kernelview.NoAgent as e:
             raise Failure(f"{e}; --journal and --file PATH read what it has left") from None
-    for record in ctlaudit.records(options, sink):
-        print(json.dumps(record, ensure_ascii=False) if options.json else ctlaudit.line(record))
+    with contextlib.closing(ctlaudit.records(options, sink)) as records:
+        try:
+            for record in records:
+                text = json.dumps(record, ensure_ascii=False) if options.json else ctlaudit.line(record)
+                print(text, flush=options.follow)
+        except KeyboardInterrupt:
+            return 130
     return 0
 
 

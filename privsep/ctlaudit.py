@@ -11,9 +11,10 @@ import fnmatch
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, BinaryIO
 
 from privsep.auditrecord import ARGUMENT, FIELDS, MESSAGE_ID, as_text, journal_field
 from privsep.auditsink import FILE, JOURNAL, NONE
@@ -21,6 +22,8 @@ from privsep.auditsink import FILE, JOURNAL, NONE
 RESULTS = ("ok", "error", "lost", "refused")
 _NUMBERS = ("id", "pid", "duration-us", "bytes-in", "bytes-out", "lost")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+LOOK = 0.2  # seconds between two looks at a file that is followed
 
 Record = dict[str, Any]
 
@@ -37,18 +40,19 @@ def options(made: argparse.ArgumentParser) -> None:
     where = made.add_mutually_exclusive_group()
     where.add_argument("--journal", action="store_true", help="read the journal, whatever the agent's status says")
     where.add_argument("--file", metavar="PATH", help="read this file of records")
+    made.add_argument("--follow", action="store_true", help="then go on with what is written from now on, until Ctrl-C")
     made.add_argument("--json", action="store_true", help="for programs: a record a line")
 
 
-def records(options: argparse.Namespace, sink: str) -> Iterator[Record]:
+def records(options: argparse.Namespace, sink: str) -> Generator[Record]:
     """The records that the options ask for; `sink` is the running agent's.  Raises AuditError."""
     since = instant(options.since) if options.since else None
     if options.file:
-        found = from_file(options.file)
+        found = from_file(options.file, options.follow)
     elif options.journal or sink == JOURNAL:
-        found = from_journal(since)
+        found = from_journal(since, *(("--follow", "--lines=all") if options.follow else ()))
     elif sink.startswith(FILE):
-        found = from_file(sink[len(FILE) :])
+        found = from_file(sink[len(FILE) :], options.follow)
     elif sink == NONE:
         raise AuditError('the running agent\'s policy says that there is no audit trail ([audit] to = "none")')
     else:
@@ -79,7 +83,7 @@ def chosen(
     domain: str | None = None,
     result: str | None = None,
     since: datetime | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record]:
     for record in found:
         if command is not None and not fnmatch.fnmatchcase(str(record.get("command", "")), command):
             continue
@@ -99,19 +103,54 @@ def _time(record: Record) -> datetime:
         return datetime.fromtimestamp(0, UTC)
 
 
-def from_file(path: str) -> Iterator[Record]:
+def from_file(path: str, follow: bool = False) -> Iterator[Record]:
     """Of a file with a record a line; what is none (a line that was cut off by a crash) is passed over.  Raises AuditError."""
     try:
-        with open(path, "rb") as file:
-            for line in file:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict) and "phase" in record:
-                    yield record
+        for line in _followed(path) if follow else _lines(path):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "phase" in record:
+                yield record
     except OSError as e:
         raise AuditError(f"{path}: {e.strerror}") from None
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    """Raises OSError."""
+    with open(path, "rb") as file:
+        yield from file
+
+
+def _followed(path: str) -> Iterator[bytes]:
+    """Whole lines as they come, also of the file that takes this one's place, as when it is rotated.  Raises OSError."""
+    while True:
+        with open(path, "rb") as file:
+            yield from _grown(file, path)
+
+
+def _grown(file: BinaryIO, path: str) -> Iterator[bytes]:
+    """Until another file stands at the path."""
+    rest = b""
+    while True:
+        try:
+            replaced = not os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        except FileNotFoundError:  # for a moment, while it is rotated
+            replaced = False
+        # Whatever was written before the look above is read now: of a file that was moved away nothing is missed.
+        while line := file.readline():
+            rest += line
+            if rest.endswith(b"\n"):
+                yield rest
+                rest = b""
+        if replaced:
+            return
+        if os.fstat(file.fileno()).st_size < file.tell():  # emptied in its place
+            file.seek(0)
+            rest = b""
+        else:
+            time.sleep(LOOK)
 
 
 def from_journal(since: datetime | None, *more: str) -> Iterator[Record]:
@@ -125,9 +164,14 @@ def from_journal(since: datetime | None, *more: str) -> Iterator[Record]:
     except OSError as e:
         raise AuditError(f"journalctl cannot be run: {e.strerror}") from None
     assert process.stdout is not None
-    with process.stdout as lines:
-        for line in lines:
-            yield of_journal(json.loads(line))
+    try:
+        with process.stdout as lines:
+            for line in lines:
+                yield of_journal(json.loads(line))
+    except GeneratorExit:
+        process.terminate()
+        process.wait()
+        raise
     if process.wait():
         raise AuditError(f"journalctl failed (status {process.returncode})")
 

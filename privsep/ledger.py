@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 BUDGET: Final = {"front": 64 * 1024}  # bytes a second; the front's records are refusals
 BUDGET_OF_OTHERS: Final = 4 << 20
 SECOND: Final = 1.0
-# Seconds from one look to the next, a millisecond as poll(2) counts: less than a program takes to start.
-REST: Final = 0.0005
+# Seconds from one look to the next.  In a stream of programs that are started a look takes the records of several.
+REST: Final = 0.004
 _TURN: Final = 32  # records of one process at a time: so many are in our memory, the rest waits in the socket
 _OWN: Final = 256  # records of our own, at most, while frozen
 _LAST: Final = 256  # turns at the end: more than the sockets hold

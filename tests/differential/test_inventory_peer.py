@@ -226,7 +226,8 @@ def test_os_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "zone", [None, "UTC", "CET-1CEST,M3.5.0,M10.5.0/3", "Asia/Kolkata", ":America/St_Johns", "Asia/Kathmandu"]
 )
 def test_time_zone(zone: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if zone and "/" in zone and not os.path.exists(f"/usr/share/zoneinfo/{zone.removeprefix(':')}"):
+    name = (zone or "").removeprefix(":")
+    if name.startswith(("Asia/", "America/")) and not os.path.exists(f"/usr/share/zoneinfo/{name}"):
         pytest.skip("needs tzdata")
     try:
         with monkeypatch.context() as patch:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from privsep import ctlmetrics
 from privsep.auditrecord import journal_field
 from privsep.counters import Page
-from privsep.ctlaudit import AuditError, chosen, from_file, instant, line, of_journal
+from privsep.ctlaudit import LOOK, AuditError, chosen, from_file, instant, line, of_journal
 from privsep.kernelview import Report, parse_report
 from protocol import tally
 from protocol.commands import BY_NAME
@@ -68,6 +73,53 @@ def test_filters() -> None:
     assert found(result="ok") == [1]
     assert found(result="refused") == [2]
     assert found(since=datetime(2026, 1, 31, 10, 30, tzinfo=UTC)) == [1, 2]
+
+
+def record(number: int) -> bytes:
+    made = {
+        "phase": "end",
+        "id": number,
+        "command": "guest-exec",
+        "result": "ok",
+        "time": "2026-01-31T10:00:00.000000Z",
+    }
+    return json.dumps(made).encode() + b"\n"
+
+
+def test_following_a_file_that_grows_is_rotated_and_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(record(1) + record(2)[:20])
+    words = [sys.executable, "-m", "privsep.ctl", "audit", "--follow", "--json", "--result", "ok", "--file", str(path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+
+    def told() -> int:
+        assert process.stdout is not None
+        number = json.loads(process.stdout.readline())["id"]
+        assert isinstance(number, int)
+        return number
+
+    try:
+        assert told() == 1
+        with open(path, "ab") as file:
+            file.write(record(2)[20:] + record(3))
+        assert [told(), told()] == [2, 3]
+        path.rename(tmp_path / "audit.jsonl.1")
+        with open(tmp_path / "audit.jsonl.1", "ab") as file:
+            file.write(record(4))
+        path.write_bytes(record(5))
+        assert [told(), told()] == [4, 5]
+        os.truncate(path, 0)
+        time.sleep(3 * LOOK)
+        with open(path, "ab") as file:
+            file.write(record(6))
+        assert told() == 6
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_a_file_with_a_line_that_is_cut_off(tmp_path: Path) -> None:
