@@ -81,9 +81,13 @@ def complaint(taken: Mapping[str, list[str]]) -> str:
     if "supervisor" in taken:
         return f"the service's unit withholds what the agent itself needs ({what}): compare it with the one that was shipped"
     file = f"{dropin(taken)}.conf"
+    wanted, instead = "the policy allows", "narrow the policy"
+    if taken.keys() == {"hook"}:
+        wanted, instead = "the freeze hook needs", "configure none"
     return (
-        f"the policy allows more than the service's unit grants ({what}): install the drop-in {file} "
-        f"(install -D -m 644 -t {SERVICE} {FOLDER}/{file}; systemctl daemon-reload), or narrow the policy"
+        f"{wanted} more than the service's unit grants ({what}): install the drop-in {file} "
+        f"(install -D -m 644 -t {SERVICE} {FOLDER}/{file}; systemctl daemon-reload; "
+        f"systemctl reset-failed privsep-ga; systemctl restart privsep-ga), or {instead}"
     )
 
 

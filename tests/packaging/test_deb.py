@@ -130,6 +130,11 @@ def test_remove_and_purge_leave_nothing_behind(root: Root) -> None:
     install(root, NEW)
     assert "__pycache__" in "".join(root.files())
     root.run("dpkg", "--remove", "privsep-ga")
+    alias = root.folder / "etc/systemd/system/qemu-guest-agent.service"
+    assert not os.path.lexists(alias), "it would hide the peer's unit"
+    install(root, NEW)
+    assert os.path.lexists(alias)
+    root.run("dpkg", "--remove", "privsep-ga")
     configuration = {p for p in root.files().keys() - before.keys() if not p.startswith("/etc/systemd/system/")}
     assert {p for p in configuration if not p.startswith(("/etc/", "/var/lib/systemd/"))} == set(), "after remove"
     root.run("dpkg", "--purge", "privsep-ga")
@@ -166,8 +171,10 @@ def test_it_takes_the_peers_place_and_gives_it_back(root: Root) -> None:
     # The rest of the peer may go without taking anything of ours along.
     root.run("dpkg", "--purge", "qemu-guest-agent")
     assert root.run("dpkg", "--verify", "privsep-ga") == ""
-    assert os.path.lexists(root.folder / "etc/systemd/system/qemu-guest-agent.service")
+    alias = root.folder / "etc/systemd/system/qemu-guest-agent.service"
+    assert os.path.lexists(alias)
     assert hook.exists()
     root.run("apt-get", "install", "-y", "-q", "--no-install-recommends", "qemu-guest-agent")
+    assert not os.path.lexists(alias)
     assert not (root.folder / "usr/libexec/privsep-ga").exists()
     assert "privsep" not in root.run("qemu-ga", "--help")
