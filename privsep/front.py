@@ -19,7 +19,7 @@ from privsep.blob import Stream
 from privsep.counters import nowhere
 from privsep.domains import DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
-from privsep.hostside import LOOK_AGAIN, HostSide
+from privsep.hostside import HostSide
 from privsep.waiting import Waiting
 from protocol import tally
 from protocol.errors import CommandError, ProtocolViolation
@@ -93,7 +93,7 @@ class Front:
         while True:
             self._watch_channel()
             # Most of what comes is one request that came before: it is answered in here, the loop proper is for the rest.
-            usual = [(host.fd, select.POLLIN)] if host.connected else None
+            usual = [(host.fd, select.POLLIN)] if host.connected and not host.asleep else None
             data: bytes | None = None
             while True:
                 due = self._due
@@ -182,7 +182,7 @@ class Front:
                 link.probe()
         host = self._host
         if host.look_at is not None and now >= host.look_at:
-            host.look_at = None
+            host.wake()
         self._write(now)
         self._due = session.sync_at
         if self._preload_at is not None:
@@ -249,7 +249,9 @@ class Front:
 
     def _from_host(self, events: int, now: float) -> None:
         host = self._host
-        if not host.connected:
+        if host.asleep:
+            host.wake()
+        elif not host.connected:
             host.accept()
         elif events & select.POLLIN:
             self._read(host.read(), now)
@@ -267,9 +269,10 @@ class Front:
         if not host.connected:
             self._gone()
         elif host.silent:
-            host.look_at = now + LOOK_AGAIN
+            host.sleep(now)
             self._absent()
-            self._remind(host.look_at)
+            if host.look_at is not None:
+                self._remind(host.look_at)
 
     def _gone(self) -> None:
         """The client was closed, or the device failed."""

@@ -2,8 +2,10 @@
 
 Two kinds, both handed over by the supervisor.  A *listener* (unix, vsock) takes one client at a time; others wait in the
 backlog and find what they sent meanwhile answered.  A *device* (virtio-serial, isa-serial) is one stream for ever: on a
-virtio port "no data" and a hang-up mean that no host has it open, so it is looked at again every `LOOK_AGAIN` seconds rather
-than polled (poll would report the hang-up at once, each time).
+virtio port "no data" and a hang-up mean that no host has it open.  poll(2) would report the hang-up at once, each time, so
+until something changes an epoll(7) instance that tells of changes only is polled in its place.
+
+Facts: drivers/char/virtio_console.c: whoever polls a port is woken when the host opens it or something comes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 # Bytes at a time; a request that comes whole is read the short way.  (privsep/spawn.py sees to it that this much is cheap.)
 READ_SIZE: Final = 256 * 1024
 _SEND_BUFFER: Final = 1 << 20  # bytes; the kernel gives what net.core.wmem_max allows
-LOOK_AGAIN: Final = 0.3  # seconds
+LOOK_AGAIN: Final = 5.0  # seconds, should a driver tell of no change
+_SOON: Final = 0.01  # seconds
 
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 
@@ -30,11 +33,18 @@ class HostSide:
     """One channel.  `fd` is what to poll now, -1 for nothing; `gone` is set when a device failed for good.
 
     `lost` is set when a read or write found the client or device gone; the owner clears it.
-    `silent` is set when a device says that no host has it open; the owner sets `look_at` then."""
+    `silent` is set when a device says that no host has it open; the owner calls `sleep` then.
+    `asleep` is set until `wake` is called, as the owner does when `fd` is readable or it is `look_at`."""
 
-    __slots__ = ("_listener", "_device", "_client", "_ended", "gone", "lost", "look_at", "silent")
+    __slots__ = (
+        "_listener", "_device", "_client", "_ended", "_changes", "_watched", "asleep", "gone", "lost", "look_at", "silent",
+    )  # fmt: skip
 
     def __init__(self) -> None:
+        """To be made before the walls are up: they let it make no epoll instance."""
+        self._changes = select.epoll(1, select.EPOLL_CLOEXEC)
+        self._watched = False  # the device is in `_changes`
+        self.asleep = False
         self._listener: Socket | None = None
         self._device = -1
         self._client: Socket | None = None
@@ -53,9 +63,10 @@ class HostSide:
     def use_device(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._device = fd
+        self._watched = False
         self.gone = False
         self.silent = False
-        self.look_at = None
+        self.wake()
 
     @property
     def connected(self) -> bool:
@@ -71,12 +82,12 @@ class HostSide:
         if self._client is not None:
             return self._client.fileno()
         if self._device >= 0:
-            return -1 if self.look_at is not None else self._device
+            return self._changes.fileno() if self.asleep else self._device
         return self._listener.fileno() if self._listener is not None else -1
 
     def events(self, *, read: bool, write: bool) -> int:
         """What to poll `fd` for."""
-        if not self.connected:
+        if not self.connected or self.asleep:
             return select.POLLIN
         wanted = select.POLLIN if read and not self._ended else 0
         return wanted | (select.POLLOUT if write else 0)
@@ -135,6 +146,25 @@ class HostSide:
         elif self._device >= 0:
             self.silent = True
 
+    def sleep(self, now: float) -> None:
+        """No host has the device open: wait for a change."""
+        changed = False
+        try:
+            if not self._watched:
+                self._changes.register(self._device, select.EPOLLIN | select.EPOLLET)
+                self._watched = True
+            # It may have changed after it was read: then it is read once more.
+            changed = bool(self._changes.poll(0))
+        except OSError:
+            pass  # a device that cannot be waited for so
+        self.asleep = True
+        self.look_at = now + (_SOON if changed else LOOK_AGAIN)
+
+    def wake(self) -> None:
+        """Poll the device itself again."""
+        self.asleep = False
+        self.look_at = None
+
     def close_client(self) -> None:
         if self._client is not None:
             self._client.close()
@@ -146,6 +176,10 @@ class HostSide:
         if self._client is not None:
             self.close_client()
         elif self._device >= 0:
+            if self._watched:
+                self._changes.unregister(self._device)  # the supervisor has the same open file
+                self._watched = False
+            self.wake()
             os.close(self._device)
             self._device = -1
             self.gone = True

@@ -238,7 +238,7 @@ def test_serves_a_serial_line_and_opens_it_again(terminal: tuple[int, str], tmp_
 
 
 @root
-def test_a_device_without_a_host_is_looked_at_a_few_times_a_second(tmp_path: Path) -> None:
+def test_a_device_without_a_host_wakes_nobody_up(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     name = os.ttyname(slave)
     agent = _serve("--policy", "qemu-ga", "-m", "virtio-serial", "-p", name, "-t", str(tmp_path))
@@ -256,8 +256,8 @@ def test_a_device_without_a_host_is_looked_at_a_few_times_a_second(tmp_path: Pat
 
         time.sleep(0.5)
         before = switches()
-        time.sleep(2)
-        assert (switches() - before) / 2 < 5
+        time.sleep(4)
+        assert switches() - before <= 4  # reading the counts, and one look at most
     finally:
         _end(agent)
 
