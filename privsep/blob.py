@@ -172,17 +172,22 @@ class Stream:
     """The front's side of a flow: the slots of `member` in turn.
 
     release  is called when a slot may be written again
+    most     bytes that the host asked for
     total    bytes that have come
     rest     the other members; None until the end, and for ever when the flow was cut off"""
 
-    __slots__ = ("member", "total", "rest", "ended", "_memory", "_release", "_sizes", "_slot", "_closed")
+    __slots__ = ("member", "total", "rest", "ended", "_memory", "_most", "_release", "_sizes", "_slot", "_closed")
 
-    def __init__(self, member: str, memory: Memory, release: Callable[[], None]) -> None:
+    def __init__(self, member: str, memory: Memory, release: Callable[[], None], most: int) -> None:
+        """Raises ProtocolViolation."""
+        if most < SLOT:
+            raise ProtocolViolation("more bulk data than was asked for")
         self.member = member
         self.total = SLOT
         self.rest: dict[str, object] | None = None
         self.ended = False
         self._memory: Memory | None = memory
+        self._most = min(most, LIMIT)
         self._release = release
         self._sizes = [SLOT]  # of the slots that have come and were not taken
         self._slot = 0  # the first of them
@@ -197,6 +202,8 @@ class Stream:
         """The worker has filled the next slot.  Raises ProtocolViolation."""
         if not 0 < size <= SLOT or self.total % SLOT or len(self._sizes) >= SLOTS:
             raise ProtocolViolation("bulk data that does not fit its slot")
+        if self.total + size > self._most:
+            raise ProtocolViolation("more bulk data than was asked for")
         self.total += size
         self._sizes.append(size)
         if self._closed:

@@ -73,7 +73,7 @@ class Link:
         self._stream: blob.Stream | None = None  # of the reply that is coming piece by piece
         self._head = b""  # what stands before that in the reply to a request that `hop` sent
         self.moved: Request | None = None  # one that was unread before
-        self._assembler = frame.Assembler(walk=False)
+        self._assembler = frame.Assembler(frame.REPLY_LIMIT, walk=False)
         self._unsent: list[bytes | frame.Pieces] = []
         self._greeting = 0  # id of the hello that has not been answered
         self._probe = 0  # id of the question whether it is idle
@@ -97,7 +97,7 @@ class Link:
         self.used_at = now
         self.overdue = False
         self.unread = False
-        self._assembler = frame.Assembler(walk=False)
+        self._assembler = frame.Assembler(frame.REPLY_LIMIT, walk=False)
         self._unsent = []
         self._probe = 0
         self._greeting = self._next_id()
@@ -222,7 +222,7 @@ class Link:
                 raise EOFError
             head = self._head
             self.tail = None
-            if head and size <= _SMALL and _buffer.startswith(head):
+            if head and self._stream is None and size <= _SMALL and _buffer.startswith(head):
                 self._head = b""
                 request = self.current
                 if request is not None and request.known is not None:
@@ -244,12 +244,12 @@ class Link:
         finally:
             if fd is not None:  # nobody wanted it
                 os.close(fd)
-        if number == self._greeting:
+        if number and number == self._greeting:
             self._greeting = 0
             if not ok:
                 raise ProtocolViolation("it is of another version: restart needed")
             return None
-        if number == self._probe:
+        if number and number == self._probe:
             self._probe = 0
             self.used_at = now
             if ok and result is True and self.current is None and not self.queue:
@@ -334,9 +334,15 @@ class Link:
         if memory is None:
             raise ProtocolViolation("bulk data without a descriptor")
         if kind == frame.FLOW:
-            if not request.command.flows or result != {names[0]: blob.SLOT}:
+            count = request.arguments.get("count")
+            if not request.command.flows or type(count) is not int or result != {names[0]: blob.SLOT}:
                 raise ProtocolViolation("bulk data that cannot come piece by piece")
-            value[2:] = [blob.Stream(names[0], memory, self._taker())]
+            try:
+                memory.slot(0)  # later on there would be a reply that has begun
+            except (OSError, ValueError):
+                raise ProtocolViolation("bulk data that cannot be read") from None
+            self._head = b""
+            value[2:] = [blob.Stream(names[0], memory, self._taker(), count)]
             return
         for name, part in zip(names, blob.parts(memory, sizes, kept=kept), strict=True):
             result[name] = part

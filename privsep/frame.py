@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 PART: Final = 128 * 1024  # bytes of payload in one datagram
 DATAGRAM: Final = PART + 1
 LIMIT: Final = 72 * 1024 * 1024  # bytes of one whole frame: the largest request the wire admits, with room to spare
+# Bytes of one whole reply; bulk data is beside it.  What a small frame decodes to may be seventy times as large, hence less.
+REPLY_LIMIT: Final = 16 * 1024 * 1024
 DEPTH: Final = 32  # containers inside each other; the deepest result in the command table has six
 BULK_PART: Final = 64 * 1024  # bytes of bulk text in one: whole groups of four, and several fit a socket
 INLINE: Final = 32 * 1024  # bytes of bulk data that travel inside the frame: a copy more, some system calls less

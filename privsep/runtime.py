@@ -442,8 +442,13 @@ class Worker:
 
     def _reply(self, number: int, ok: bool, value: object) -> None:
         assert self._front is not None
+        parts = frame.encode([number, ok, value])
+        size = sum(map(len, parts)) if len(parts) > 1 else 0
+        if size > frame.REPLY_LIMIT:
+            text = f"the reply is too large: {size} bytes, at most {frame.REPLY_LIMIT} are told"
+            parts = frame.encode([number, False, ["GenericError", text]])
         try:
-            for part in frame.encode([number, ok, value]):
+            for part in parts:
                 self._front.send(part)
         except OSError:
             pass  # the front is gone; the end of file that follows says so

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
         member: str
         total: int
+        ended: bool
         rest: dict[str, object] | None
 
         @property
@@ -68,7 +69,9 @@ if TYPE_CHECKING:
     Answer = bytes | Callable[[], bytes]
 
 SYNC_PATIENCE: Final = 0.025  # seconds
-QUEUE_LIMIT: Final = 1024  # requests waiting; the owner stops reading beyond
+# What was asked and is not done yet, whether anybody waits for the reply or not; beyond, nothing is read.
+QUEUE_LIMIT: Final = 1024  # requests
+HELD_LIMIT: Final = 128 << 20  # bytes of them: two of the largest, so that behind one that takes long a sync is read
 OUTPUT_LIMIT: Final = 1 << 20  # bytes not yet taken by the channel; beyond, nothing is read or answered
 
 FROZEN_REASON: Final = "the agent is in frozen state"
@@ -87,7 +90,7 @@ class Request:
     """One request that stands in the queue or is with a worker."""
 
     __slots__ = (
-        "command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason", "known",
+        "command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason", "known", "weight",
     )  # fmt: skip
 
     def __init__(self, like: Request | None = None) -> None:
@@ -103,6 +106,7 @@ class Request:
         self.checked = False  # the arguments were
         self.reason = ""  # why it was refused: POLICY or FROZEN
         self.known: Known | None = None
+        self.weight = 0  # bytes that it came in, while it is with a worker or waits
         if like is not None:
             self.command = like.command
             self.arguments = like.arguments
@@ -169,6 +173,9 @@ class Session:
         self.sink: Callable[[bytes], int] | None = None  # writes to the channel and says how much it took
         self._info: dict[bool, bytes] = {}
         self._unconfirmed: list[tuple[int, Request]] = []  # (position in the output stream, request)
+        self._held = 0  # requests that are with a worker or wait
+        self._weight = 0  # and their bytes
+        self._coming = 0  # bytes that have come since the last request was complete
         self._position = 0  # bytes of output ever made, less those in `output`
         self._stream: list[bytes | Payload] = []  # what is still to be written of the first request's reply
         self._flow: Flow | None = None  # or the bulk data that is coming for it
@@ -204,7 +211,7 @@ class Session:
     @property
     def full(self) -> bool:
         """The owner should not read from the channel now."""
-        return len(self._queue) >= QUEUE_LIMIT or len(self.output) >= OUTPUT_LIMIT
+        return self._held >= QUEUE_LIMIT or self._weight >= HELD_LIMIT or len(self.output) >= OUTPUT_LIMIT
 
     @property
     def idle(self) -> bool:
@@ -248,27 +255,32 @@ class Session:
             return None
         request = Request(seen)
         request.called = True
-        self._queue.append(request)
+        self._hold(request, len(data))
         return request
 
     def receive(self, data: bytes, now: float) -> None:
-        alone = self._resting and not self._queue
+        fresh = self._resting
+        alone = fresh and not self._queue
         if alone and len(data) <= _SHORT:
             seen = self._seen.get(data)
             if seen is not None:
-                self._queue.append(Request(seen))
+                self._hold(Request(seen), len(data))
                 self.advance(now)
                 return
         events = self._parser.feed(data)
+        self._coming += len(data)
+        share = 0
+        if events:
+            share, self._coming = self._coming // len(events), 0
         self._resting = self._parser.resting
         queue = self._queue
         for event in events:
             if isinstance(event, Value) and type(event.value) is dict:
-                if len(data) > _SHORT:  # only then there may be long text
+                if not fresh or len(data) > _SHORT:  # only then there may be long text
                     _settle(event.value)
                 request = self._read(event.value)
                 if queue or request.error is None:
-                    queue.append(request)
+                    self._hold(request, share)
                 else:
                     self.output += self._failure(request, request.error)
                 continue
@@ -277,7 +289,7 @@ class Session:
             if queue:
                 request = Request()
                 request.error = CommandError(desc)
-                queue.append(request)
+                self._hold(request, share)
             else:  # nothing stands before it
                 self.output += wire.malformed(desc)
         if alone and self._resting and len(data) <= _SHORT and self._queue:
@@ -301,6 +313,8 @@ class Session:
             self._start(head)
             if head.called:
                 queue.insert(0, head)
+            else:
+                self._release(head)
         self.sync_at = None
 
     def answered(self, request: Request, value: object, now: float) -> None:
@@ -314,6 +328,7 @@ class Session:
         if request.muted:
             if gives:
                 _close_all(value)
+            self._release(request)
             return
         declared = self._declared.get(command.name)
         if declared is None:
@@ -345,7 +360,9 @@ class Session:
     def repeated(self, request: Request, now: float) -> None:
         """The worker's answer is, to the byte, the one that it gave to the same request last (`Known`)."""
         assert request.known is not None
-        if not request.muted:
+        if request.muted:
+            self._release(request)
+        else:
             self._write(request.known.line)
             self._finished(request, now)
 
@@ -353,6 +370,8 @@ class Session:
         """The worker's answer has begun, or there is more of it, or that was all."""
         if request.muted:
             flow.close()
+            if flow.ended:
+                self._release(request)
             return
         if self._flow is None:
             self._flow = flow
@@ -363,7 +382,9 @@ class Session:
         if self._flow is not None and request is self._queue[0]:
             self._flow.end(None)
             self._pour_flow(self._flow, now)
-        elif not request.muted:
+        elif request.muted:
+            self._release(request)
+        else:
             self._write(self._failure(request, error))
             self._finished(request, now)
 
@@ -385,14 +406,16 @@ class Session:
     def disconnected(self) -> None:
         """The client is gone for good: replies not written are lost, requests in the queue are executed unheard."""
         for request in self._queue:
-            request.muted = True
-            if not request.called:
-                self._start(request)
+            self._mute(request)
+        if self._stream:  # its worker has answered
+            self._release(self._queue[0])
         for piece in self._stream:
             if type(piece) is not bytes:
                 piece.close()  # type: ignore[union-attr]
         self._stream = []
         if self._flow is not None:
+            if self._flow.ended:
+                self._release(self._queue[0])
             self._flow.close()
             self._flow = None
         self._queue.clear()
@@ -525,7 +548,7 @@ class Session:
             request.command = command
             request.arguments = arguments
         except CommandError as e:
-            request.error = e
+            request.error = e.with_traceback(None)  # many may wait, each with the frames that it has passed
             self._counts[tally.INVALID] += 1
         return request
 
@@ -542,7 +565,7 @@ class Session:
                 line = self._own(request)
                 self._counts[request.command.cell + tally.OK] += 1
             except CommandError as e:
-                request.error = e
+                request.error = e.with_traceback(None)
                 self._count_refusal(request)
         if request.error is not None:
             line = self._failure(request, request.error)
@@ -627,9 +650,7 @@ class Session:
         passed = self._queue[:place]
         del self._queue[:place]
         for request in passed:
-            request.muted = True
-            if not request.called:
-                self._start(request)
+            self._mute(request)
         self.sync_at = None
         return True
 
@@ -637,10 +658,33 @@ class Session:
         """The head was answered."""
         assert self._queue and self._queue[0] is request
         del self._queue[0]
+        self._release(request)
         if request.command is not None and request.command.confirm:
             self._unconfirmed.append((self._position + len(self.output), request))
         self.sync_at = None
         self.advance(now)
+
+    def _hold(self, request: Request, size: int) -> None:
+        """It waits from now on."""
+        request.weight = max(1, size)
+        self._weight += request.weight
+        self._held += 1
+        self._queue.append(request)
+
+    def _release(self, request: Request) -> None:
+        """Nothing is to be done for it any more."""
+        if request.weight:
+            self._weight -= request.weight
+            self._held -= 1
+            request.weight = 0
+
+    def _mute(self, request: Request) -> None:
+        """Nobody waits for the reply any more; it is executed all the same."""
+        request.muted = True
+        if not request.called:
+            self._start(request)
+            if not request.called:
+                self._release(request)
 
     def _write(self, line: bytes) -> None:
         self.output += line

@@ -12,10 +12,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from privsep import blob, dispatch, frame, wiring
+from privsep.fingerprint import fingerprint
+from privsep.runtime import Context, Worker
 from privsep.wiring import Socket
 from protocol.commands import BY_NAME, verbs_of
 from protocol.errors import ProtocolViolation
@@ -365,3 +369,33 @@ def test_what_gives_less_at_a_time_is_read_too(tmp_path: Path) -> None:
         assert reply["eof"]
         assert base64.b64decode(reply["buf-b64"]).startswith(b"processor")
     os.close(holder)
+
+
+def test_a_reply_that_is_too_large_is_an_error_of_the_command() -> None:
+    log: Any = SimpleNamespace(**dict.fromkeys(("error", "warning", "info", "debug"), lambda text: None))
+    module: Any = SimpleNamespace(guest_get_osinfo=lambda ctx: {"name": "x" * frame.REPLY_LIMIT})
+    worker = Worker("inventory", module, Context(log=log), frozenset(("guest-get-osinfo",)))
+    worker._front, front = wiring.pair()
+    verb = [c.name for c in verbs_of("inventory")].index("guest-get-osinfo")
+    worker._request([1, frame.HELLO, {"tables": fingerprint()}])
+    front.recv(1000)
+    worker._request([2, verb, {}])
+    number, ok, (kind, text) = frame.decode(front.recv(1000)[1:])  # type: ignore[misc]
+    assert (number, ok, kind) == (2, False, "GenericError")
+    assert text.startswith("the reply is too large: 1677")
+
+
+def test_a_worker_cannot_fill_the_front(ends: tuple[dispatch.Link, Socket]) -> None:
+    ours, worker = ends
+    worker.setblocking(False)
+    with pytest.raises(ProtocolViolation, match="frame too large"):
+        for _ in range(frame.REPLY_LIMIT // frame.PART + 1):
+            worker.send(b"\1" + b"\x90" * frame.PART)
+            assert ours.read(0.0) is None
+
+
+def test_replies_to_nothing_are_a_violation(ends: tuple[dispatch.Link, Socket]) -> None:
+    ours, worker = ends
+    worker.send(frame.encode([0, True, False])[0])
+    with pytest.raises(ProtocolViolation, match="to nothing"):
+        ours.read(0.0)

@@ -18,10 +18,11 @@ from privsep.blob import SLOT
 from privsep.wiring import Socket
 from protocol.commands import BY_NAME
 from protocol.errors import CommandError, ProtocolViolation
-from protocol.session import SYNC_PATIENCE, Request, Session
+from protocol.session import SYNC_PATIENCE, Known, Request, Session
 from tests.support.agent import Agent, Client, wait_for
 
 READ = b'{"execute": "guest-file-read", "arguments": {"handle": 1, "count": 1000000}}\n'
+COUNT = 3 * SLOT + 7
 SYNC = b'{"execute": "guest-sync", "arguments": {"id": 7}}\n'
 
 
@@ -36,6 +37,7 @@ def ends() -> Iterator[tuple[dispatch.Link, Socket, int]]:
     assert link.read(0.0) is None
     request = Request()
     request.command = BY_NAME["guest-file-read"]
+    request.arguments = {"handle": 1, "count": COUNT}
     link.queue.append(request)
     link.push(0.0)
     theirs.recv(1000)
@@ -115,6 +117,55 @@ def test_another_way_on_is_a_violation(ends: tuple[dispatch.Link, Socket, int], 
             link.read(0.0)
 
 
+def test_more_than_was_asked_for_is_a_violation(ends: tuple[dispatch.Link, Socket, int]) -> None:
+    link, worker, number = ends
+    assert link.read(0.0) is not None
+    stream = link._stream
+    assert stream is not None
+    for size in (SLOT, SLOT):
+        stream.take(bytes)
+        worker.send(frame.encode([number, True, size])[0])
+        assert link.read(0.0) is not None
+    stream.take(bytes)
+    worker.send(frame.encode([number, True, 8])[0])
+    with pytest.raises(ProtocolViolation, match="more bulk data than was asked for"):
+        link.read(0.0)
+
+
+@pytest.mark.parametrize("count", [None, SLOT - 1])
+def test_a_flow_for_less_than_a_slot_is_a_violation(ends: tuple[dispatch.Link, Socket, int], count: int | None) -> None:
+    link, _, _ = ends
+    assert link.current is not None
+    link.current.arguments = {"handle": 1} if count is None else {"handle": 1, "count": count}
+    with pytest.raises(ProtocolViolation):
+        link.read(0.0)
+
+
+def test_slots_that_cannot_be_mapped_are_a_violation_before_the_reply_begins(
+    ends: tuple[dispatch.Link, Socket, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(blob.mmap, "mmap", no)
+    with pytest.raises(ProtocolViolation, match="cannot be read"):
+        ends[0].read(0.0)
+
+
+def test_the_same_reply_as_last_time_does_not_end_a_flow(ends: tuple[dispatch.Link, Socket, int]) -> None:
+    link, worker, number = ends
+    request = link.current
+    assert request is not None
+    request.known = Known()
+    last = frame.encode([number, True, {"count": 0, "buf-b64": b"", "eof": True}])[0]
+    link._head = last[:2] + last[2 : last.index(b"\xc3")]  # as `hop` leaves it
+    request.known.reply = last[len(link._head) :]
+    assert link.read(0.0) is not None
+    worker.send(last)
+    with pytest.raises(ProtocolViolation):
+        link.read(0.0)
+
+
 def test_an_error_or_a_second_beginning_in_the_middle_is_a_violation(ends: tuple[dispatch.Link, Socket, int]) -> None:
     link, worker, number = ends
     assert link.read(0.0) is not None
@@ -158,17 +209,17 @@ class Parts:
         self.parts: list[bytes] = [b"x" * 300]
         self.total = 300
         self.rest: dict[str, object] | None = None
-        self.over = self.closed = False
+        self.ended = self.closed = False
 
     @property
     def waiting(self) -> bool:
         return bool(self.parts)
 
     def take(self, encode: Callable[[memoryview], bytes]) -> bytes | None:
-        return encode(memoryview(self.parts.pop(0))) if self.parts else None if self.over else b""
+        return encode(memoryview(self.parts.pop(0))) if self.parts else None if self.ended else b""
 
     def end(self, rest: dict[str, object] | None) -> None:
-        self.rest, self.over = rest, True
+        self.rest, self.ended = rest, True
 
     def close(self) -> None:
         self.closed = True

@@ -12,7 +12,7 @@ from protocol import session as module
 from protocol import wire
 from protocol.commands import COMMANDS
 from protocol.errors import CommandError
-from protocol.session import OUTPUT_LIMIT, Session
+from protocol.session import HELD_LIMIT, OUTPUT_LIMIT, QUEUE_LIMIT, SYNC_PATIENCE, Request, Session
 from protocol.text import LONG, LongText
 
 SYNC = b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n'
@@ -290,3 +290,127 @@ def test_what_is_asked_in_one_breath_is_answered_as_the_channel_takes_it() -> No
     assert request.command is not None and request.command.name == "guest-get-osinfo"
     session.failed(request, CommandError("x"), 0.0)
     assert bytes(session.output).count(b"\n") == 2
+
+
+LONG_ONES = [
+    (b'{"execute":"guest-ping","id":"%s"}', b'{"return": {}, "id": "%s"}\n'),
+    (b'{"execute":"%s"}', b'{"error": {"class": "CommandNotFound", "desc": "The command %s has not been found"}}\n'),
+    (b'{"%s":1,"execute":"guest-ping"}', None),
+    (b'{"execute":"guest-file-seek","arguments":{"handle":1,"offset":0,"whence":"%s"}}', None),
+    (b'{"execute":"guest-file-open","arguments":{"path":"%s"}}', None),
+    (b'{"execute":"guest-file-read","arguments":{"handle":"%s"}}', None),
+    (b'["%s"]', None),
+    (b'"%s"', None),
+]
+
+
+@pytest.mark.parametrize("tail", [1, 2, 3, 50, 128, 129, 1000])
+@pytest.mark.parametrize(("form", "reply"), LONG_ONES, ids=lambda x: x[:40] if x else "")
+def test_long_text_is_text_however_short_the_last_piece_is(form: bytes, reply: bytes | None, tail: int) -> None:
+    data = form % (b"A" * 200_000) + b"\n"
+    pieces, whole = make(), make()
+    pieces.receive(data[:-tail], 0.0)
+    pieces.receive(data[-tail:], 0.0)
+    whole.receive(data, 0.0)
+    assert bytes(pieces.output) == bytes(whole.output)
+    assert [r.arguments for r in pieces.calls] == [r.arguments for r in whole.calls]
+    assert all(type(v) is not LongText for r in pieces.calls for v in r.arguments.values())
+    if reply is not None:
+        assert bytes(pieces.output) == reply % (b"A" * 200_000)
+
+
+def nothing_held(session: Session) -> bool:
+    return session._held == 0 and session._weight == 0
+
+
+def test_what_syncs_have_passed_counts_as_long_as_it_is_not_done() -> None:
+    session, now, asked = make(), 0.0, 0
+    waiting: list[Request] = []
+    session.receive(b'{"execute":"guest-fstrim"}\n', now)
+    while not session.full:
+        session.receive(b'{"execute":"guest-get-osinfo"}\n' * 100 + SYNC % asked, now)
+        asked += 1
+        now += 2 * SYNC_PATIENCE
+        session.advance(now)
+        waiting += session.calls
+        session.calls.clear()
+        session.written(len(session.output), now)
+        assert asked < QUEUE_LIMIT
+    assert asked > QUEUE_LIMIT // 200 and session.idle
+    for request in waiting:
+        session.answered(request, {"paths": []} if request.command.name == "guest-fstrim" else {}, now)  # type: ignore[union-attr]
+    assert nothing_held(session) and not session.full
+
+
+def test_large_requests_count_by_their_bytes() -> None:
+    session = make()
+    data = b'{"execute":"guest-file-write","arguments":{"handle":1,"buf-b64":"%s"}}\n' % (b"AAAA" * (1 << 20))
+    count = 0
+    while not session.full:
+        for at in range(0, len(data), 1 << 18):
+            session.receive(data[at : at + (1 << 18)], 0.0)
+        count += 1
+    assert HELD_LIMIT // len(data) <= count <= HELD_LIMIT // len(data) + 1
+    while not session.idle:
+        called, session.calls = session.calls, []
+        for request in called:
+            session.answered(request, {"count": 1, "eof": False}, 0.0)
+        session.written(len(session.output), 0.0)
+    assert nothing_held(session)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), REQUESTS | st.sampled_from([
+            b'{"execute":"guest-get-osinfo"}\n', b'{"execute":"guest-fstrim"}\n', b'{"execute":"guest-get-osinfo","id":1}\n',
+            b'{"execute":"guest-file-read","arguments":{"handle":1}}\n', b'{"execute":"guest-get-users","arguments":{"x":1}}\n',
+        ])),
+        st.tuples(st.sampled_from(["answer", "fail", "later", "write", "leave", "hop"]), st.just(b"")),
+    ),
+    max_size=60,
+)  # fmt: skip
+
+
+@given(STEPS)
+def test_whatever_happens_nothing_is_held_in_the_end(steps: list[tuple[str, bytes]]) -> None:
+    session, now = make(), 0.0
+    waiting: list[Request] = []
+
+    def do(what: str, data: bytes) -> None:
+        nonlocal now
+        if what == "ask" and not session.full:
+            hopped = session.hop(data)
+            if hopped is not None:
+                waiting.append(hopped)
+            elif session.quick(data) is None:
+                session.receive(data, now)
+        elif what == "answer" and waiting:
+            request = waiting.pop(0)
+            assert request.command is not None
+            value: object = {"buf-b64": b"x" * 5, "count": 5, "eof": False}
+            if request.command.name != "guest-file-read":
+                value = [] if request.command.name == "guest-get-users" else {}
+            if request.command.name == "guest-fstrim":
+                value = {"paths": []}
+            session.answered(request, value, now)
+        elif what == "fail" and waiting:
+            session.failed(waiting.pop(0), CommandError("no"), now)
+        elif what == "later":
+            now += SYNC_PATIENCE
+            session.advance(now)
+        elif what == "write":
+            session.written(len(session.output), now)
+        elif what == "leave":
+            session.disconnected()
+        waiting.extend(session.calls)
+        session.calls.clear()
+
+    for step in steps:
+        do(*step)
+        alive = {id(r): r for r in [*session._queue, *waiting]}.values()
+        assert session._held == len(alive)
+        assert session._weight == sum(r.weight for r in alive)
+    while waiting or not session.idle:
+        do("answer", b"")
+        do("write", b"")
+    assert nothing_held(session)
