@@ -71,6 +71,7 @@ def ask_everything(agent: HostAgent, look: Callable[[], None]) -> None:
     assert len(agent.call("guest-fstrim")["paths"]) == 3
     look()
     agent.call("guest-set-time", time=time.time_ns())
+    look()
     agent.call("guest-set-time")
     look()
     agent.call("guest-ssh-add-authorized-keys", username="tester", keys=[KEY])
