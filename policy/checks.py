@@ -36,7 +36,7 @@ _SUSPEND: Final = {
 _SHUTDOWN: Final = ("powerdown", "halt", "reboot")
 _FREEZERS: Final = ("guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list")
 _SSH: Final = ("guest-ssh-get-authorized-keys", "guest-ssh-add-authorized-keys", "guest-ssh-remove-authorized-keys")
-# What the loader and the C library obey: a pattern does not mean them, they have to be named.
+# What the loader, the C library, shells and interpreters obey: a pattern does not mean them, they have to be named.
 _LOADER: Final = (
     "LD_",
     "GLIBC_",
@@ -44,11 +44,33 @@ _LOADER: Final = (
     "GCONV_PATH",
     "LOCPATH",
     "NLSPATH",
-    "BASH_ENV",
+    "BASH",
     "ENV",
     "IFS",
+    "PATH",
+    "PS4",
+    "SHELLOPTS",
     "PYTHON",
     "PERL",
+    "RUBY",
+    "GEM_",
+    "NODE_",
+    "JAVA_",
+    "JDK_",
+    "_JAVA",
+    "LUA_",
+    "PHP",
+    "GIT_",
+    "OPENSSL_",
+    "EDITOR",
+    "VISUAL",
+    "PAGER",
+    "LESS",
+    "TERMINFO",
+    "HOSTALIASES",
+    "RES_OPTIONS",
+    "LOCALDOMAIN",
+    "TMPDIR",
 )
 _DEFAULT_READ: Final = 4096  # bytes of a guest-file-read that does not say how many
 MORE: Final = "..."  # as a program's last argument pattern: any number of further ones
@@ -147,7 +169,9 @@ def _variable_fits(patterns: Sequence[str], variable: str) -> bool:
         return False
     if name in patterns:
         return True
-    return not name.startswith(_LOADER) and any(is_pattern(p) and matches(p, name) for p in patterns)
+    # A shell takes a function out of a variable with another name than programs have.
+    ordinary = name.isascii() and name.replace("_", "a").isalnum() and not name[0].isdigit()
+    return ordinary and not name.startswith(_LOADER) and any(is_pattern(p) and matches(p, name) for p in patterns)
 
 
 def _exec(

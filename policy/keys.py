@@ -222,7 +222,7 @@ TABLES: Final = (
         Key("input", "flag", "the host may give it standard input", default="false"),
         Key("user", "account", "who it runs as; root too has to be named", required=True),
         Key("group", "account", "its one group", default="the user's own"),
-        Key("network", "flag", "false: it has no network at all", default="true"),
+        Key("network", "flag", "false: an empty network namespace", default="true"),
         Key(
             "writable",
             "paths",

@@ -5,7 +5,8 @@ supervisor, which alone knows the sink (`privsep/ledger.py`): it stamps the reco
 come from, so that nobody can sign with another's name, and no child holds anything that leads out of the agent.  The socket
 keeps what comes while file systems are frozen and nothing may be written, and what its process said before it died.
 
-Nothing waits: what the socket does not take is dropped, counted, and told with the next record that goes out.
+Nothing waits but a `begin`, which has to stand before its action: whoever asks so much that the socket is full is served more
+slowly.  What the socket does not take is dropped, counted, and told with the next record that goes out.
 
 A record is text, its parts (`privsep/auditrecord.py`) separated by NULs, which no part can contain.  Secret arguments and bulk
 data (flags in the command table) are not among them, nor is what a policy's rule masks.
@@ -14,6 +15,7 @@ data (flags in the command table) are not among them, nor is what a policy's rul
 from __future__ import annotations
 
 import os
+import select
 import time
 
 from privsep.jsontext import structure
@@ -36,8 +38,11 @@ EVENT: Final = (
 LONGEST: Final = 2048  # characters of one value
 RECORD: Final = 16 * 1024  # bytes of one record; one that is larger goes without its arguments
 PARTS: Final = 11  # before the arguments
+PATIENCE: Final = 3000  # milliseconds that a `begin` waits for room; a budget is for a second
 SECRET: Final = "(secret)"  # noqa: S105 - it stands for one
 MASKED: Final = "(masked)"
+_QUOTING: Final = "(its text quotes a secret)"
+_TELLING: Final = 16  # characters of a secret that are one too
 MASKABLE: Final = ("arg",)  # the arguments that a rule's `mask` hides
 _CUT: Final = "..."
 
@@ -52,8 +57,11 @@ class Audit:
         self._numbers = numbers
         self._lost = 0
 
-    def begin(self, number: int, command: str, arguments: list[str], rule: str = "") -> None:
-        self._write((BEGIN, str(number), command, rule, "", "", "", "", ""), arguments)
+    def begin(
+        self, number: int, command: str, arguments: list[str], rule: str = "", *, patience: int = PATIENCE
+    ) -> bool:
+        """False when there was no room for it, not even after `patience` milliseconds."""
+        return self._write((BEGIN, str(number), command, rule, "", "", "", "", ""), arguments, patience)
 
     def end(
         self, number: int, command: str, *, error: str | None, took: float, taken: int, given: int, rule: str = ""
@@ -76,21 +84,35 @@ class Audit:
         self._numbers[tally.LAPSES] += 1
         self._write((EVENT, "", "lapse", "", "", reason, "", "", ""), [])
 
-    def _write(self, parts: tuple[str, ...], arguments: list[str]) -> None:
+    def _write(self, parts: tuple[str, ...], arguments: list[str], patience: int = 0) -> bool:
         numbers = self._numbers
         numbers[tally.RECORDS] += 1
         if self._fd < 0:
-            return
+            return True
         text = "\0".join((str(time.time_ns() // 1000), str(self._lost), *[_whole(p) for p in parts], *arguments))
         data = text.encode("utf-8", "backslashreplace")
         try:
             if len(data) > RECORD:
                 data = "\0".join(text.split("\0")[:PARTS]).encode("utf-8", "backslashreplace")
-            os.write(self._fd, data)
+            self._send(data, patience)
             self._lost = 0
-        except OSError:  # full, or the supervisor is gone
+        except OSError as e:  # full, or the supervisor is gone
             self._lost += 1
             numbers[tally.DROPPED] += 1
+            return not isinstance(e, BlockingIOError)
+        return True
+
+    def _send(self, data: bytes, patience: int) -> None:
+        """Raises OSError."""
+        try:
+            os.write(self._fd, data)
+        except BlockingIOError:
+            if not patience:
+                raise
+            room = select.poll()
+            room.register(self._fd, select.POLLOUT)
+            room.poll(patience)
+            os.write(self._fd, data)
 
 
 def arguments(command: Command, given: Mapping[str, object], masked: Collection[str] = ()) -> list[str]:
@@ -116,6 +138,16 @@ def arguments(command: Command, given: Mapping[str, object], masked: Collection[
             text = str(value)
         found += (arg.name, _whole(_cut(text)))
     return found
+
+
+def without_secrets(command: Command, given: Mapping[str, object], text: str) -> str:
+    """An error's text, unless it quotes a secret argument."""
+    for arg in command.args:
+        value = given.get(arg.name) if arg.secret else None
+        for one in value if type(value) is list else (value,):
+            if type(one) is str and one and (one in text or (len(one) > _TELLING and one[:_TELLING] in text)):
+                return _QUOTING
+    return text
 
 
 def _cut(text: str) -> str:

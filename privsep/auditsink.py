@@ -91,9 +91,15 @@ class ToFile:
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
         fd = os.open(self._path, flags, 0o600)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        wrong = ""
+        if not stat.S_ISREG(found.st_mode):
+            wrong = "not a regular file"
+        elif found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022 or found.st_nlink > 1:
+            wrong = "others may write it: it must be root's, with one name and no write permission for others"
+        if wrong:
             os.close(fd)
-            raise OSError(22, "not a regular file")
+            raise OSError(22, wrong)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd

@@ -17,6 +17,7 @@ from typing import Any
 
 from policy.errors import PolicyError
 from privsep import agentview, caller, ctlagent, ctlaudit, ctlmetrics, ctlpolicy, ctlreload, kernelview
+from privsep.log import printable
 from privsep.version import VERSION
 from protocol.commands import BY_NAME, COMMANDS, PEER_LEVEL
 
@@ -125,9 +126,9 @@ def run_call(options: argparse.Namespace) -> int:
         return 0
     if "error" in reply:
         error = reply["error"]
-        print(f"privsep-gactl: {error.get('class')}: {error.get('desc')}", file=sys.stderr)
+        print(printable(f"privsep-gactl: {error.get('class')}: {error.get('desc')}"), file=sys.stderr)
         return 1
-    print(json.dumps(reply.get("return"), indent=2, ensure_ascii=False))
+    print(_ascii(json.dumps(reply.get("return"), indent=2)))
     return 0
 
 
@@ -148,6 +149,11 @@ def run_reload(options: argparse.Namespace) -> int:
     return 0 if report.result in ("applied", "deferred") else 1
 
 
+def _ascii(text: str) -> str:
+    """Nothing of what hosts and users have chosen reaches the terminal as more than a letter."""
+    return text.replace("\x7f", "\\u007f")
+
+
 def run_audit(options: argparse.Namespace) -> int:
     sink = ""
     if not options.file and not options.journal:
@@ -158,7 +164,7 @@ def run_audit(options: argparse.Namespace) -> int:
     with contextlib.closing(ctlaudit.records(options, sink)) as records:
         try:
             for record in records:
-                text = json.dumps(record, ensure_ascii=False) if options.json else ctlaudit.line(record)
+                text = _ascii(json.dumps(record)) if options.json else ctlaudit.line(record)
                 print(text, flush=options.follow)
         except KeyboardInterrupt:
             return 130

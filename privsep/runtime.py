@@ -15,7 +15,7 @@ import select
 import time
 
 from privsep import blob, frame, wiring
-from privsep.audit import MASKABLE, Audit
+from privsep.audit import MASKABLE, PATIENCE, Audit, without_secrets
 from privsep.audit import arguments as visible
 from privsep.counters import nowhere
 from privsep.domains import BY_NAME
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 4096  # bytes that are quicker copied than viewed
 _UNWANTED_MS: Final = 10_000
+_REPEATED: Final = 60.0  # seconds between two lines of the log about the same refusal
 
 
 class State:
@@ -97,10 +98,14 @@ class Context:
         self.leave = False
         self.granted: list[tuple[int, str]] | None = None
         self.deferred: list[tuple[bytes, int | None]] = []
+        self._said: dict[tuple[str, str], float] = {}  # refusals that the log has, and when to say them again
 
     def refusal(self, command: str, decision: Decision) -> Refused:
         """The error for the host of a request that the policy refuses; the administrator's log has the rule's place too."""
-        self.log.warning(decision.log(command))
+        now, about = time.monotonic(), (command, decision.rule)
+        if now >= self._said.get(about, 0.0):  # the audit trail has them all
+            self._said[about] = now + _REPEATED
+            self.log.warning(decision.log(command))
         return Refused(decision.error(command), rule=decision.rule, reason=decision.reason)
 
     def setting(self, name: str, default: str = "") -> str:
@@ -357,7 +362,9 @@ class Worker:
                 if not decision.allowed:
                     raise context.refusal(command.name, decision)
             if audit is not None:
-                audit.begin(number, command.name, visible(command, checked, self._masked(command)), rule)
+                seen = visible(command, checked, self._masked(command))
+                if not audit.begin(number, command.name, seen, rule, patience=0 if self._hurried() else PATIENCE):
+                    self._unrecorded(command)
             names = verb.names
             ok, value = True, handler(context, **{names[k]: v for k, v in checked.items()})
         except Refused as e:
@@ -392,7 +399,7 @@ class Worker:
         if given:
             counts[cell + tally.GIVEN] += given
         if audit is not None and result != tally.REFUSED:  # before the host knows it, and whatever becomes of us then
-            error = None if ok else value[1]  # type: ignore[index]
+            error = None if ok else without_secrets(command, arguments, value[1])  # type: ignore[index]
             audit.end(
                 number, command.name, error=error, took=time.monotonic() - begun, taken=taken, given=given, rule=rule
             )
@@ -425,6 +432,16 @@ class Worker:
         # What was refused is shown masked: there is no rule that would say otherwise.
         masked = MASKABLE if context.ruling is not None and context.ruling.masks(command.name) else ()
         context.audit.refused(number, command.name, visible(command, arguments, masked), refused.rule, refused.reason)
+
+    def _hurried(self) -> bool:
+        """A thaw waits for nothing, and while anything is frozen nobody reads the audit trail."""
+        board = self._context.board
+        return self._domain == "fs" or (board is not None and board.frozen)
+
+    def _unrecorded(self, command: Command) -> None:
+        """Raises CommandError where an action needs its record."""
+        if not self._hurried():
+            raise CommandError(f"{command.name} is not begun: the audit trail takes no more records, try again later")
 
     def _masked(self, command: Command) -> tuple[str, ...]:
         """The arguments that the rule in force keeps out of the audit trail."""

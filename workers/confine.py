@@ -46,10 +46,26 @@ class Confinement:
             for path in _SINKS:
                 self._rules.allow(path, "rw")
             for path in rule.all("writable"):
-                self._rules.allow(path, _WRITE)
+                self._allow(self._rules, path)
         except OSError:
             self.close()
             raise
+
+    @staticmethod
+    def _allow(rules: landlock.Ruleset, path: str) -> None:
+        """What is not there needs no rule.  Raises OSError, also for a path that others than root could lead elsewhere."""
+        from policy.trust import NotTrusted, walk  # only few rules need it
+
+        try:
+            fd = walk(path, folders=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except NotTrusted as e:
+            raise OSError(1, str(e)) from None
+        try:
+            rules.allow_open(fd, _WRITE)
+        finally:
+            os.close(fd)
 
     def __call__(self) -> None:
         """In the program's process.  An exception here is the program's end, and told."""

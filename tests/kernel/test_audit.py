@@ -440,8 +440,13 @@ def test_secrets_are_nowhere() -> None:
         with contextlib.suppress(AgentError):
             agent.call(command, **arguments)
 
-    for blocked in ("[]", '["guest-set-user-password", "@ssh", "guest-exec", "guest-file-write"]'):
-        with Audited(f'profile = "qemu-ga"\n[commands]\nblock = {blocked}', None, "-v") as agent:
+    ways = (
+        "",
+        "[ssh]\nstrict = true",
+        '[commands]\nblock = ["guest-set-user-password", "@ssh", "guest-exec", "guest-file-write"]',
+    )
+    for way in ways:
+        with Audited(f'profile = "qemu-ga"\n{way}', None, "-v") as agent:
             for user in ("mark", "no-such-user"):
                 for crypted in (False, True):
                     ask(agent, "guest-set-user-password", username=user, password=secret, crypted=crypted)

@@ -126,6 +126,18 @@ def test_a_confined_program_writes_where_it_may_and_has_no_network() -> None:
             shell("echo $(id -u) $(id -G); (echo a > /srv/other/y) 2> /dev/null || echo no", "/bin/bash")
             == b"65534 65534\nno\n"
         )
+        # A folder that its owner has replaced by a link leads nowhere.
+        os.rename("/srv/data", "/srv/moved")
+        os.symlink("/etc", "/srv/data")
+        os.lchown("/srv/data", 65534, 65534)
+        with pytest.raises(
+            AgentError, match=r"guest-exec cannot follow policy \(rule inside\): /srv/data: is a symbolic link"
+        ):
+            agent.call("guest-exec", path="/bin/sh", arg=["-c", "true"])
+        os.lchown("/srv/data", 0, 0)
+        os.unlink("/srv/data")
+        os.symlink("/srv/moved", "/srv/data")
+        assert shell("cat /srv/data/d/x; echo b > /srv/data/y && cat /srv/moved/y") == b"a\nb\n"
         # And what ran before does not tie the next one.
         assert shell("readlink /proc/self/ns/net", "/bin/bash") == os.readlink("/proc/self/ns/net").encode() + b"\n"
     with Agent(*policy(CONFINED.replace('"/bin/bash"', '"/none"'))) as agent:

@@ -127,7 +127,7 @@ HARMLESS = {
     "Type", "EnvironmentFile", "ExecStart", "ExecReload", "ExecStopPost", "Restart", "RestartSec", "TimeoutStartSec", "TimeoutStopSec",
     "WatchdogSec", "WatchdogSignal", "KillMode", "SyslogIdentifier", "OOMPolicy", "OOMScoreAdjust",
     # resource limits
-    "LimitMEMLOCK", "LimitCORE",
+    "LimitMEMLOCK", "LimitCORE", "LogRateLimitIntervalSec",
     # a folder below /run (with DynamicUser= there would be a namespace)
     "RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve",
     # sets of the process

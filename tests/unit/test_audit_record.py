@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from policy.builtin import COMMANDS
 from privsep import audit, auditrecord
-from privsep.audit import Audit, arguments
+from privsep.audit import Audit, arguments, without_secrets
 from privsep.auditrecord import FIELDS, as_journal, as_json, as_text, journal_field, stamped
 from privsep.counters import nowhere
 from privsep.jsontext import quoted, structure
@@ -166,6 +169,42 @@ def test_a_full_socket_drops_and_the_next_record_says_so(wire: tuple[Audit, sock
     assert "(5 records before it were lost)" in as_text(record)
     trail.begin(2, "guest-exec", [])
     assert "lost" not in received(ours)
+
+
+def test_a_begin_waits_for_room_and_nothing_else_does(wire: tuple[Audit, socket.socket]) -> None:
+    trail, ours = wire
+    while trail._numbers[tally.DROPPED] == 0:
+        trail.end(1, "guest-exec", error=None, took=0.0, taken=0, given=0)
+    begun = time.monotonic()
+    assert not trail.begin(2, "guest-exec", [], patience=0)
+    trail.end(1, "guest-exec", error=None, took=0.0, taken=0, given=0)
+    assert time.monotonic() - begun < 0.1
+    assert not trail.begin(2, "guest-exec", [], patience=200)
+    assert time.monotonic() - begun >= 0.2
+
+    def read() -> None:
+        time.sleep(0.2)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.recv(1 << 17, socket.MSG_DONTWAIT)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert trail.begin(3, "guest-exec", [])
+    reader.join()
+
+
+def test_an_error_that_quotes_a_secret_is_not_told() -> None:
+    command = BY_NAME["guest-ssh-add-authorized-keys"]
+    given_ = {"username": "alice", "keys": ["-----BEGIN OPENSSH PRIVATE KEY-----\nabc", ""]}
+    assert without_secrets(command, given_, "no such user: alice") == "no such user: alice"
+    for text in (
+        "invalid key: -----BEGIN OPENSSH PRIVATE KEY-----\nabc",
+        "invalid key: -----BEGIN OPENSSH PRIVATE KEY...",
+    ):
+        assert without_secrets(command, given_, text) == "(its text quotes a secret)"
+    command = BY_NAME["guest-set-user-password"]
+    assert "pw" not in without_secrets(command, {"username": "a", "password": "pw"}, "what is pw")
 
 
 def test_a_supervisor_that_is_gone_is_no_error() -> None:

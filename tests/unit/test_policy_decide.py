@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy import build, cases, load
+from policy import build, cases, checks, load
 from policy.errors import PolicyError
 from policy.keys import TABLES, bytes_of
 from policy.model import builtin
@@ -47,6 +47,21 @@ def test_patterns_mean_what_an_expression_says(pattern: str, text: str) -> None:
     assert matches(pattern, text) == (re.fullmatch(expression(pattern), text, re.DOTALL) is not None)
     if not is_pattern(pattern):
         assert matches(pattern, text) == (pattern == text)
+
+
+@pytest.mark.parametrize("name", ["A", "BACKUP_DIR", "x1", "_y"])
+def test_a_pattern_means_ordinary_variables(name: str) -> None:
+    assert checks._variable_fits(["*"], f"{name}=x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BASH_FUNC_date%%", "BASH_ENV", "SHELLOPTS", "PS4", "PATH", "LD_PRELOAD", "RUBYOPT", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS",
+     "_JAVA_OPTIONS", "LUA_INIT", "OPENSSL_CONF", "GIT_SSH_COMMAND", "LESSOPEN", "PAGER", "a b", "\u00e4", "1A", "a-b", "a()"],
+)  # fmt: skip
+def test_a_pattern_does_not_mean_what_interpreters_obey(name: str) -> None:
+    assert not checks._variable_fits(["*", f"{name[:1]}*", "*S"], f"{name}=x")
+    assert checks._variable_fits([name], f"{name}=x")
 
 
 def test_a_hostile_text_costs_no_time() -> None:
