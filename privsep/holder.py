@@ -8,6 +8,8 @@ supervisor.
 * the thawer dies while frozen: fs thaws and ends.  When it has not ended within `PATIENCE_FS` it is killed.
 * both are gone: the journal, whether or not there is something left to thaw.
 * our deadline: both are killed; then as above.
+* one that was killed and does not die, because a file system holds it in the kernel: the journal all the same, again and again until
+  it has died, for what it has still to do may freeze.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 PATIENCE_FS: Final = 0.7
 _LATER: Final = 1.0  # seconds after the thawer's deadline at which ours is
 _RECOVERY: Final = 10.0  # seconds after which a recovery that hangs is reported
-_AGAIN: Final = 1.0  # seconds until one that failed is tried again
+_AGAIN: Final = 1.0  # seconds until one that failed is tried again,
+_RARELY: Final = 10.0  # and at most, each time a second more
+_DYING: Final = 0.3  # seconds that a process has to die when it was killed
 
 
 class Holder:
@@ -45,7 +49,7 @@ class Holder:
 
     __slots__ = (
         "armed", "stopping", "auto_thaw", "disconnect", "_loop", "_log", "_children", "_board", "_runfiles", "_marker", "_privileged",
-        "_ledger", "_start", "_changed", "_ended", "_recovery",
+        "_ledger", "_start", "_changed", "_ended", "_recovery", "_final", "_tries", "_condemned",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +85,11 @@ class Holder:
         self.armed = False
         self.stopping = False
         self._recovery: tuple[int, int] | None = None  # pid, pidfd
+        self._final = True  # of that one: whether fs and thawer were gone when it began
+        self._tries = 0  # recoveries that failed, one after the other
+        self._condemned: set[int] = (
+            set()
+        )  # pids of what was killed for the freeze's sake: nothing is expected of it any more
 
     @property
     def recovering(self) -> bool:
@@ -94,7 +103,7 @@ class Holder:
 
     def arm(self, *, marker: bool) -> bool:
         """fs is about to freeze: flag, marker and second deadline.  False: it must not."""
-        if self.stopping:
+        if self.stopping or self.recovering or self._loop.due("again") is not None:
             return False
         if marker:
             self._marker(True)
@@ -118,6 +127,9 @@ class Holder:
         """Nothing is held any more."""
         self._loop.cancel("deadline")
         self._loop.cancel("fs patience")
+        self._loop.cancel("again")
+        self._tries = 0
+        self._condemned.clear()
         if not self.armed:
             return
         self.armed = False
@@ -127,12 +139,31 @@ class Holder:
         self._ended()
 
     def _over(self) -> None:
-        fs, thawer = self._children["fs"], self._children["thawer"]
         self._log.error("the freeze is over its deadline and its watchdog has not thawed: thawing from the journal")
-        fs.kill()
-        thawer.kill()
-        if not fs.alive and not thawer.alive:
-            self.recover("the deadline passed")
+        self._condemn("thawer")
+        self.end_fs("the deadline passed")
+
+    def end_fs(self, reason: str) -> None:
+        """Kill fs, and when it does not die, which a file system may keep it from, thaw without it."""
+        self._condemn("fs")
+        if self.armed:
+            self._loop.at("fs patience", _DYING, lambda: self._undying(reason))
+
+    def _undying(self, reason: str) -> None:
+        """What was killed had its time."""
+        if self.armed and any(self._children[name].pid in self._condemned for name in ("fs", "thawer")):
+            self._condemn("thawer")
+            self.recover(reason)
+
+    def _condemn(self, name: str) -> None:
+        child = self._children[name]
+        if child.alive:
+            self._condemned.add(child.pid)
+            child.kill()
+
+    def _dying(self, name: str) -> bool:
+        """It is there, and nothing is expected of it any more but its death, for which a timer waits."""
+        return self._children[name].pid in self._condemned
 
     # -- deaths
 
@@ -140,7 +171,7 @@ class Holder:
         if self.armed:
             if not self._children["thawer"].alive:
                 self.recover("the freeze's workers died")
-            else:
+            elif not self._dying("thawer"):
                 self._restart_fs()
         elif self._runfiles.journal_pending():
             self._restart_fs()  # the thaw hook is still due
@@ -154,8 +185,10 @@ class Holder:
         if not fs.alive:
             if self.armed:
                 self.recover("the freeze's workers died")
+        elif self._dying("fs"):
+            pass
         elif self.armed:
-            self._loop.at("fs patience", PATIENCE_FS, fs.kill)
+            self._loop.at("fs patience", PATIENCE_FS, lambda: self.end_fs("the freeze's workers died"))
         else:
             fs.leave_after(self._loop.forget)
 
@@ -169,14 +202,20 @@ class Holder:
         """Thaw what the journal names; `reason` is what the host will be told."""
         if self._recovery is not None or not self._privileged:
             return
-        pid = os.fork()
+        final = not self._children["fs"].alive and not self._children["thawer"].alive
+        try:
+            pid = os.fork()
+        except OSError as e:
+            self._log.error(f"thawing from the journal cannot begin: {e.strerror}; trying again")
+            self._loop.at("again", _AGAIN, lambda: self.recover(reason))
+            return
         if pid == 0:
             status = 1
             try:
                 from privsep import recover
 
                 try:
-                    for line in recover.recover(self._runfiles.journal_path, reason):
+                    for line in recover.recover(self._runfiles.journal_path, reason, final):
                         self._log.error(line)
                     status = 0
                 except (recover.StillFrozen, OSError) as e:
@@ -184,6 +223,7 @@ class Holder:
             finally:
                 os._exit(status)
         self._recovery = (pid, os.pidfd_open(pid))
+        self._final = final
         self._ledger.recovery(reason)
         self._loop.watch(self._recovery[1], lambda: self._recovered())
         self._loop.at("recovery", _RECOVERY, lambda: self._log.error("thawing from the journal takes long"))
@@ -201,6 +241,12 @@ class Holder:
             if self._runfiles.journal_pending() and not self.stopping:
                 self._restart_fs()  # a hook is due
         else:
-            self._log.error("thawing from the journal failed; trying again")
-            self._loop.at("recovery", _AGAIN, lambda: self.recover("the freeze's workers died"))
+            died = not self._final and not self._children["fs"].alive and not self._children["thawer"].alive
+            if died:  # meanwhile what was waited for has died
+                self._tries = 0
+            else:
+                self._tries += 1
+                self._log.error("thawing from the journal failed; trying again")
+            pause = min(_AGAIN * self._tries, _RARELY)
+            self._loop.at("again", pause, lambda: self.recover("the freeze's workers died"))
         self._changed()

@@ -10,6 +10,7 @@ A freeze that is found here did not hold, whatever FITHAW says: the lapse is rec
 from __future__ import annotations
 
 import os
+import resource
 import select
 import sys
 import time
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from workers.mounts import Mount
 
 RCU_EXPEDITED: Final = "/sys/kernel/rcu_expedited"
+_KILLED: Final = "the agent was killed"
 PATIENCE: Final = 8.0  # seconds for all thaws together; what takes longer waits for a freeze or a disk
 
 
@@ -66,11 +68,12 @@ def open_mount(mount: Mount, root: str = "") -> int:
     raise OSError(6, "another file system is mounted there")
 
 
-def open_entries(entries: list[Entry]) -> tuple[list[tuple[Entry, int]], list[str]]:
-    """The entries that can be reached, each with a descriptor, and a line about each of the others."""
+def open_entries(entries: list[Entry]) -> tuple[list[tuple[Entry, int]], list[str], list[str]]:
+    """The entries that can be reached, each with a descriptor; a line about each of the others; the paths of those among them
+    that are mounted, so that they may be frozen."""
     with open("/proc/self/mountinfo", "rb", 0) as file:
         mounts = parse_mountinfo(file.read())
-    opened, lines = [], []
+    opened, lines, unreached = [], [], []
     for entry in entries:
         rows = [m for m in mounts if m.device == (entry.major, entry.minor)]
         rows.sort(key=lambda m: (m.id != entry.mount, m.point != entry.path))
@@ -83,12 +86,14 @@ def open_entries(entries: list[Entry]) -> tuple[list[tuple[Entry, int]], list[st
                 problem = e.strerror or "it cannot be opened"
         else:
             lines.append(f"{entry.path} ({entry.major}:{entry.minor}) cannot be thawed: {problem}")
-    return opened, lines
+            if rows:
+                unreached.append(entry.path)
+    return opened, lines, unreached
 
 
 def thaw_entries(entries: list[Entry], patience: float = PATIENCE) -> tuple[list[str], list[str]]:
     """Thaw what can be reached: lines for the log, and the paths that are, or may be, still frozen."""
-    opened, lines = open_entries(entries)
+    opened, lines, unreached = open_entries(entries)
     jobs = [_Job(fd, entry.path) for entry, fd in opened]
 
     def work(item: object) -> None:
@@ -96,7 +101,12 @@ def thaw_entries(entries: list[Entry], patience: float = PATIENCE) -> tuple[list
         item.times, item.errno = crew.thaw(item.fd)
 
     gang = crew.Crew()
-    gang.ensure(len(jobs))
+    try:
+        gang.ensure(len(jobs))
+    except RuntimeError:  # no threads to be had: one after the other, which a file system that hangs holds up
+        for job in reversed(jobs):
+            work(job)
+        return _told(jobs, lines, unreached)
     poll = select.poll()
     poll.register(gang.event, select.POLLIN)
     for job in reversed(jobs):
@@ -106,7 +116,11 @@ def thaw_entries(entries: list[Entry], patience: float = PATIENCE) -> tuple[list
     while done < len(jobs) and (left := end - time.monotonic()) > 0:
         if poll.poll(left * 1000):
             done += gang.finished()
-    stuck = [job.name for job in jobs if job.errno not in crew.THAWED]
+    return _told(jobs, lines, unreached)
+
+
+def _told(jobs: list[_Job], lines: list[str], unreached: list[str]) -> tuple[list[str], list[str]]:
+    stuck = [job.name for job in jobs if job.errno not in crew.THAWED] + unreached
     lines += [f"{job.name} was frozen and is thawed" for job in jobs if job.times]
     for job in jobs:
         if job.errno != -1:
@@ -114,11 +128,11 @@ def thaw_entries(entries: list[Entry], patience: float = PATIENCE) -> tuple[list
     return lines, stuck
 
 
-def recover(source: str | int, reason: str = "the agent was killed") -> list[str]:
+def recover(source: str | int, reason: str = _KILLED, final: bool = True) -> list[str]:
     """Thaw what the journal (a path or a descriptor) says may be frozen; what was done, in lines for the log.
 
-    `reason` is what the host will be told.  Raises StillFrozen, then nothing is recorded as thawed; OSError when the
-    journal cannot be used."""
+    `reason` is what the host will be told.  `final` False: a process that froze still lives, so that more may come to be
+    frozen.  Raises StillFrozen, then nothing is recorded as thawed; OSError when the journal cannot be used."""
     sys.dont_write_bytecode = True  # a .pyc on a frozen file system would wait for this very process
     if isinstance(source, str):
         try:
@@ -126,25 +140,40 @@ def recover(source: str | int, reason: str = "the agent was killed") -> list[str
         except FileNotFoundError:
             return []
         try:
-            return recover(fd, reason)
+            return recover(fd, reason, final)
         finally:
             os.close(fd)
     journal = Journal(source, boot_id())
     state = journal.read()
-    lines = []
+    lines: list[str] = []
+    stuck: list[str] = []
+    if state.entries:
+        _allow_descriptors()
+        lines, stuck = thaw_entries(state.entries)  # before anything is written, which may fail
     if state.rcu is not None:
         lines.append(_restore_rcu(journal, state.cycle, state.rcu))
     if not state.entries:
         return lines
-    found, stuck = thaw_entries(state.entries)
-    lines += found
     if state.lapse is None or state.lapse.cycle != state.cycle:
         journal.append(lapse_record(Lapse(state.cycle, state.seconds, reason)))
         lines.append(f"the freeze did not hold: {reason}")
     if stuck:
         raise StillFrozen("; ".join([*lines, f"still frozen: {', '.join(stuck)}"]))
+    if not final:
+        raise StillFrozen(
+            "; ".join([*lines, "a process that freezes cannot be ended: what it has still to do is waited for"])
+        )
     journal.append(f"thawed {state.cycle}")
     return lines
+
+
+def _allow_descriptors() -> None:
+    """One is needed for each file system, and a service is started with few."""
+    try:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    except (OSError, ValueError):
+        pass
 
 
 def _restore_rcu(journal: Journal, cycle: int, value: str) -> str:
@@ -156,7 +185,10 @@ def _restore_rcu(journal: Journal, cycle: int, value: str) -> str:
             os.close(fd)
     except OSError as e:
         return f"rcu_expedited cannot be put back to {value}: {e.strerror}"
-    journal.append(f"rcu-back {cycle}")
+    try:
+        journal.append(f"rcu-back {cycle}")
+    except OSError as e:  # it is put back once more by whoever comes next
+        return f"rcu_expedited is {value} again; the journal cannot be written: {e.strerror}"
     return f"rcu_expedited is {value} again"
 
 
@@ -167,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         os.write(2, b"usage: python -m privsep.recover JOURNAL [REASON]\n")
         return 2
     try:
-        lines, status = recover(*arguments), 0
+        lines, status = recover(arguments[0], arguments[1] if len(arguments) > 1 else _KILLED), 0
     except (StillFrozen, OSError) as e:
         lines, status = [str(e)], 1
     # Now that what can be thawed is thawed: standard error may be a file on what was frozen.

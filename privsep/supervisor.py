@@ -410,7 +410,10 @@ class Supervisor:
             row = DOMAINS[number]
             if byte & ~wiring.NUMBER_MASK == wiring.END:
                 self._log.error(f"{row.name} is over its time limit and is ended")
-                self.children[row.name].kill()
+                if row.name == "fs":
+                    self._holder.end_fs("the freeze took too long")
+                else:
+                    self.children[row.name].kill()
             elif byte & ~wiring.NUMBER_MASK == wiring.START:
                 self._connect(row.name)
 
@@ -619,8 +622,8 @@ class Supervisor:
         self._loop.at("stop", _STOP_THAW, self._stop_thaw_hardest)
 
     def _stop_thaw_hardest(self) -> None:
-        self.children["fs"].kill()
         self.children["thawer"].kill()
+        self._holder.end_fs("the agent was stopped")
 
     def _stop_next(self) -> None:
         """Called after each event while stopping: is everything thawed, is everybody gone?"""

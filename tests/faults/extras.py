@@ -24,6 +24,7 @@ from tests.support.agent import state, wait_for
 from tests.support.faultkit import FaultAgent, Points, Writers
 from tests.support.loopfs import LoopFs
 
+UNDYING: Final = 4.0  # seconds: a second try may be needed
 _PIDFD_GETFD: Final = 438  # asm-generic/unistd.h
 
 
@@ -89,6 +90,43 @@ def fs_hangs(out: Outcome) -> None:
             assert out.then == LAPSED
             assert agent.call("guest-fsfreeze-freeze-list", mountpoints=[lower, upper]) == 2
             assert agent.call("guest-fsfreeze-thaw") == 2
+
+
+def fs_hangs_and_all_is_killed(out: Outcome) -> None:
+    """The same, and fs and thawer are killed: fs does not die while its FIFREEZE waits, and what else is frozen is thawed all the same."""
+    with LoopFs("ext4", "xfs") as fs:
+        lower, free, upper = *fs.points, f"{fs.folder}/upper"
+        fs.add(upper, "ext4", f"{lower}/image")
+        fs.release()
+        fs.guard()
+        with (
+            Points() as points,
+            FaultAgent(points, "--policy", write_policy(cells.DEADLINE)) as agent,
+            Writers([lower, free, upper]) as writers,
+        ):
+            agent.client.sync()
+            agent.call("guest-fsfreeze-status")
+            points.arm(faultpoint.REGISTERED)
+            agent.client.request("guest-fsfreeze-freeze-list", {"mountpoints": [lower, free, upper]})
+            points.wait()
+            fs_pid, thawer = agent.process("fs"), agent.process("thawer")
+            Path(f"{upper}/dirty").write_bytes(os.urandom(1 << 20))
+            _ioctl(lower, FIFREEZE)
+            points.release()
+            writers.poke(sure=True)
+            wait_for(lambda: _some_thread_hangs(fs_pid), 3.0, "a FIFREEZE that hangs")
+            os.kill(thawer, signal.SIGKILL)
+            os.kill(fs_pid, signal.SIGKILL)
+            begun = time.monotonic()
+            assert writers.watch(UNDYING)
+            out.writable = {w.point.rpartition("/")[2]: round(w.late - begun, 3) for w in writers.all}
+            out.answer = reply_of(agent.client, 3.0)
+            assert not out.answer.isdigit()
+            wait_for(lambda: agent.call("guest-fsfreeze-status") == "thawed", 5.0, "the flag")
+            out.then = ask_thaw(agent.client)
+            assert out.then == LAPSED
+            assert agent.call("guest-fsfreeze-freeze-list", mountpoints=[lower, free, upper]) == 3
+            assert agent.call("guest-fsfreeze-thaw") == 3
 
 
 def _some_thread_hangs(pid: int) -> bool:
@@ -322,6 +360,11 @@ class _LoggedTo(FaultAgent):
 
 EXTRAS: Final = (
     Extra("fs hangs", "a FIFREEZE of the fs worker hangs in the kernel (state D) on a file system below", fs_hangs),
+    Extra(
+        "fs hangs, all killed",
+        "the same, and fs and thawer are killed: fs cannot die before its FIFREEZE returns",
+        fs_hangs_and_all_is_killed,
+    ),
     Extra(
         "file hangs",
         "the file worker hangs in a write (state D) while the host freezes another file system",
