@@ -270,6 +270,7 @@ class Front:
             self._gone()
         elif host.silent:
             host.sleep(now)
+            self._session.unheard()
             self._absent()
             if host.look_at is not None:
                 self._remind(host.look_at)

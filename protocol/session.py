@@ -90,7 +90,7 @@ class Request:
     """One request that stands in the queue or is with a worker."""
 
     __slots__ = (
-        "command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason", "known", "weight",
+        "command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason", "known", "unheard", "weight",
     )  # fmt: skip
 
     def __init__(self, like: Request | None = None) -> None:
@@ -106,6 +106,7 @@ class Request:
         self.checked = False  # the arguments were
         self.reason = ""  # why it was refused: POLICY or FROZEN
         self.known: Known | None = None
+        self.unheard = False  # its reply confirms nothing: no host had the channel open meanwhile
         self.weight = 0  # bytes that it came in, while it is with a worker or waits
         if like is not None:
             self.command = like.command
@@ -174,6 +175,7 @@ class Session:
         self._info: dict[bool, bytes] = {}
         self._unconfirmed: list[tuple[int, Request]] = []  # (position in the output stream, request)
         self._held = 0  # requests that are with a worker or wait
+        self._held_before: int | None = None  # how many when file systems were found to be frozen
         self._weight = 0  # and their bytes
         self._coming = 0  # bytes that have come since the last request was complete
         self._position = 0  # bytes of output ever made, less those in `output`
@@ -211,7 +213,15 @@ class Session:
     @property
     def full(self) -> bool:
         """The owner should not read from the channel now."""
-        return self._held >= QUEUE_LIMIT or self._weight >= HELD_LIMIT or len(self.output) >= OUTPUT_LIMIT
+        if len(self.output) >= OUTPUT_LIMIT:
+            return True
+        if self._frozen():
+            # What waited before may wait for the thaw, which has to be read.
+            if self._held_before is None:
+                self._held_before = self._held
+            return self._held - self._held_before >= QUEUE_LIMIT
+        self._held_before = None
+        return self._held >= QUEUE_LIMIT or self._weight >= HELD_LIMIT
 
     @property
     def idle(self) -> bool:
@@ -402,6 +412,12 @@ class Session:
             self.delivered.append(self._unconfirmed.pop(0)[1])
         if self._queue and not self._queue[0].called and len(self.output) < OUTPUT_LIMIT:
             self.advance(time.monotonic() if now is None else now)
+
+    def unheard(self) -> None:
+        """No host has the channel open: whoever opens it next may not know what the replies under way are to."""
+        self._unconfirmed.clear()
+        for request in self._queue:
+            request.unheard = True
 
     def disconnected(self) -> None:
         """The client is gone for good: replies not written are lost, requests in the queue are executed unheard."""
@@ -659,7 +675,7 @@ class Session:
         assert self._queue and self._queue[0] is request
         del self._queue[0]
         self._release(request)
-        if request.command is not None and request.command.confirm:
+        if request.command is not None and request.command.confirm and not request.unheard:
             self._unconfirmed.append((self._position + len(self.output), request))
         self.sync_at = None
         self.advance(now)

@@ -18,6 +18,7 @@ import stat
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from typing import Final
 
     Device = tuple[int, int]
     Beneath = tuple[list[Device], list[str]]
@@ -214,9 +215,13 @@ class Sysfs:
             return None
 
     def beneath(self, device: Device) -> Beneath | None:
-        """The devices and the backing files that a device is made of; None if /sys does not know it."""
+        """The devices and the backing files that a device is made of; None if /sys does not know, as when another process or
+        another machine (which may be this one) serves it."""
         base = f"{self._root}/sys/dev/block/{device[0]}:{device[1]}"
         if not os.path.isdir(base):
+            return None
+        place = os.path.realpath(base)
+        if any(part.startswith(_SERVED) for part in place.split("/")):
             return None
         devices: list[Device] = []
         files: list[str] = []
@@ -262,6 +267,12 @@ class Sysfs:
         except OSError:
             pass
         return [source]
+
+
+# Parts of a device's place in /sys: a network block device, a userspace one, DRBD, iSCSI, NVMe over fabrics.
+_SERVED: Final = ("nbd", "ublkb", "drbd", "session", "nvme-fabrics")
+# What a loop device's file may lie on without a process in between, among those without a device of their own.
+_IN_KERNEL: Final = ("btrfs", "overlay", "tmpfs", "ramfs", "bcachefs", "zfs")
 
 
 class Target:
@@ -331,6 +342,9 @@ def foundations(
             waiting += below[0]
             found.update(below[0])
             for path in below[1]:
+                mount = tree.resolve(path)
+                if mount is not None and mount.major == 0 and mount.fstype not in _IN_KERNEL:
+                    found.update(g[0].device for g in groups[:index])  # FUSE, NFS: whatever its server writes to
                 found.update(_carriers(tree, path))
         found.discard(group[0].device)
         direct[group[0].device] = found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.mounts import Mount, Plan, Tree, mount_list, parse_mountinfo, plan
+from workers.mounts import Mount, Plan, Sysfs, Tree, mount_list, parse_mountinfo, plan
 
 Device = tuple[int, int]
 _ids = itertools.count(100)
@@ -140,6 +142,40 @@ def test_loop_files_dm_partitions_and_overlays_are_frozen_from_the_top() -> None
         assert points(planned([root, *order], None, beneath)) == [["/loop"], ["/data"], ["/"]]
     # What lies between counts even when it is not frozen itself.
     assert points(planned([root, upper, data, loop], ["/", "/loop"], beneath)) == [["/loop"], ["/"]]
+
+
+@pytest.mark.parametrize("fstype", ["fuse.sshfs", "nfs4", "9p"])
+def test_a_loop_file_that_a_server_keeps_may_be_on_anything_mounted_before(fstype: str) -> None:
+    root, served = mount("/", (8, 1), id=1, parent=0), mount("/served", (0, 50), fstype=fstype)
+    data, loop = mount("/data", (8, 2)), mount("/loop", (7, 0))
+    beneath: dict[Device, tuple[list[Device], list[str]] | None] = {(7, 0): ([], ["/served/image"])}
+    assert points(planned([root, served, data, loop], None, beneath)) == [["/loop"], ["/data", "/"]]
+    beneath[7, 0] = [], ["/tmp/image"]
+    kept = mount("/tmp", (0, 51), fstype="tmpfs")
+    assert points(planned([root, kept, data, loop], None, beneath)) == [["/loop", "/data", "/"]]
+
+
+@pytest.mark.parametrize(
+    ("place", "known"),
+    [
+        ("devices/virtual/block/nbd0", False),
+        ("devices/virtual/block/nbd0/nbd0p1", False),
+        ("devices/virtual/block/ublkb3", False),
+        ("devices/virtual/block/drbd1", False),
+        ("devices/platform/host2/session1/target2:0:0/2:0:0:0/block/sda", False),
+        ("devices/virtual/nvme-fabrics/ctl/nvme0/nvme0n1", False),
+        ("devices/pci0000:00/0000:00:04.0/nvme/nvme0/nvme0n1", True),
+        ("devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1", True),
+        ("devices/pci0000:00/0000:00:05.0/virtio1/block/vda/vda1", True),
+        ("devices/virtual/block/loop0", True),
+    ],
+)
+def test_what_serves_a_block_device_is_known_or_not(tmp_path: Path, place: str, known: bool) -> None:
+    (tmp_path / "sys" / place).mkdir(parents=True)
+    link = tmp_path / "sys/dev/block/43:0"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "sys" / place)
+    assert (Sysfs(str(tmp_path)).beneath((43, 0)) is not None) is known
 
 
 def test_a_device_that_sysfs_does_not_know_waits_for_what_was_mounted_later() -> None:

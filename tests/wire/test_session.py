@@ -359,6 +359,37 @@ def test_large_requests_count_by_their_bytes() -> None:
     assert nothing_held(session)
 
 
+def test_a_thaw_is_read_whatever_waited_before_the_freeze() -> None:
+    state = State()
+    session, now = make(state), 0.0
+    session.receive(b'{"execute":"guest-file-flush","arguments":{"handle":1}}\n' * 3000, now)
+    session.receive(SYNC % 1, now)
+    session.advance(now + 2 * SYNC_PATIENCE)
+    assert session.full and len(session.calls) == 3000
+    state.frozen = True
+    assert not session.full
+    session.receive(b'{"execute":"guest-fsfreeze-thaw"}\n', now)
+    assert session.calls[-1].command is not None and session.calls[-1].command.name == "guest-fsfreeze-thaw"
+    session.receive(b'{"execute":"guest-fsfreeze-status"}\n' * QUEUE_LIMIT, now)
+    assert session.full
+    state.frozen = False
+    assert session.full
+
+
+def test_a_reply_that_no_host_had_the_channel_open_for_confirms_nothing() -> None:
+    for when in ("asked", "answered", "never"):
+        session = make()
+        session.receive(b'{"execute":"guest-fsfreeze-thaw"}\n', 0.0)
+        (request,) = session.calls
+        if when == "asked":
+            session.unheard()
+        session.answered(request, 2, 0.0)
+        if when == "answered":
+            session.unheard()
+        session.written(len(session.output), 0.0)
+        assert session.delivered == ([request] if when == "never" else [])
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), REQUESTS | st.sampled_from([
