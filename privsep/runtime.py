@@ -363,7 +363,9 @@ class Worker:
                     raise context.refusal(command.name, decision)
             if audit is not None:
                 seen = visible(command, checked, self._masked(command))
-                if not audit.begin(number, command.name, seen, rule, patience=0 if self._hurried() else PATIENCE):
+                if not audit.begin(
+                    number, command.name, seen, rule, patience=0 if self._hurried(command) else PATIENCE
+                ):
                     self._unrecorded(command)
             names = verb.names
             ok, value = True, handler(context, **{names[k]: v for k, v in checked.items()})
@@ -433,14 +435,15 @@ class Worker:
         masked = MASKABLE if context.ruling is not None and context.ruling.masks(command.name) else ()
         context.audit.refused(number, command.name, visible(command, arguments, masked), refused.rule, refused.reason)
 
-    def _hurried(self) -> bool:
-        """A thaw waits for nothing, and while anything is frozen nobody reads the audit trail."""
+    def _hurried(self, command: Command) -> bool:
+        """What freezes and thaws (the rows whose replies are confirmed) waits for nothing, and while anything is frozen nobody reads
+        the audit trail."""
         board = self._context.board
-        return self._domain == "fs" or (board is not None and board.frozen)
+        return command.confirm or (board is not None and board.frozen)
 
     def _unrecorded(self, command: Command) -> None:
         """Raises CommandError where an action needs its record."""
-        if not self._hurried():
+        if not self._hurried(command):
             raise CommandError(f"{command.name} is not begun: the audit trail takes no more records, try again later")
 
     def _masked(self, command: Command) -> tuple[str, ...]:

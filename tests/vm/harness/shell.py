@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from tests.vm.harness import denials
@@ -11,7 +12,7 @@ from tests.vm.harness.control import Control, Result
 _up: list[Shell] = []
 
 
-class Shell:
+class Shell(ABC):
     """What can be done through the control port."""
 
     image: str
@@ -20,11 +21,13 @@ class Shell:
 
     # What a kind of guest has of its own.
 
+    @abstractmethod
     def running(self) -> bool:
-        raise NotImplementedError
+        """Whether its machine is up."""
 
+    @abstractmethod
     def root_disk(self) -> Path:
-        raise NotImplementedError
+        """The image file that its root file system is in."""
 
     def sh(self, command: str, limit: float = 120.0, stdin: bytes = b"") -> Result:
         """Run a shell command as root in the guest."""
