@@ -160,7 +160,9 @@ def test_a_client_that_reads_nothing_costs_bounded_memory_and_nobody_else() -> N
 
         wait_for(rests)  # it does not spin
         agent.client.close()
-        assert agent.connect().call("guest-ping") == {}
+        again = agent.connect()
+        again.sync()  # a half request of the one before may stand in the way
+        assert again.call("guest-ping") == {}
 
 
 @root
