@@ -18,8 +18,8 @@ from privsep.domains import BY_NAME as DOMAIN
 from privsep.domains import Domain
 from protocol.commands import Command, verbs_of
 from protocol.errors import CommandError, ProtocolViolation, WorkerLost
+from protocol.longtext import LongText
 from protocol.schema import fits
-from protocol.text import LongText
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,8 +127,13 @@ class Link:
             if type(text) is LongText or (type(text) is str and len(text) > frame.INLINE and text.isascii()):
                 rest = {name: value for name, value in arguments.items() if name != command.takes}
                 verb = self.verbs[command.name]
-                self._unsent += frame.encode([self.current_id, verb, rest, [command.takes, len(text)]])
-                parts = text.parts if isinstance(text, LongText) else [text.encode()]
+                announced: list[object] = [command.takes, len(text)]
+                if type(text) is LongText and text.data:
+                    parts = text.data
+                    announced = [command.takes, sum(map(len, parts)), str(b"".join(text.text), "ascii")]
+                else:
+                    parts = text.text if type(text) is LongText else [text.encode()]  # type: ignore[union-attr]
+                self._unsent += frame.encode([self.current_id, verb, rest, announced])
                 self._unsent.append(frame.Pieces(parts))
                 self.flush()
                 return

@@ -6,7 +6,8 @@ in several when it is larger than `PART`; the first byte of each says whether mo
 Large base64 members (`bulk` in the command table) are not part of the frame.  No JSON or msgpack codec runs over them:
 
 * a request has a fourth element `[member, size]`; so many bytes of text follow in datagrams of `BULK_PART` bytes (`Pieces`,
-  `Incoming`), which cost less than a memfd that somebody would have to map and fill;
+  `Incoming`), which cost less than a memfd that somebody would have to map and fill.  Of a long text the front has decoded all but
+  the end already: then it is `[member, size, end]`, and so many bytes of data follow, three for each group of the text;
 * a reply's member is the bytes themselves, raw, or their number while the bytes are in a memfd: the reply's fourth element
   names those members in the memfd's order, and the descriptor comes with the same datagram (`privsep/blob.py`).  The fifth says
   which kind: `SEALED`, `KEPT`, or `FLOW`: then `[id, true, size]` follows for each further slot that is filled, and at last
@@ -110,14 +111,17 @@ class FrontGone(BaseException):
 
 
 class Incoming:
-    """The other end: a text of `size` bytes that is still in a blocking socket, read once, piece by piece.
+    """The other end: `size` bytes that are still in a blocking socket, read once, piece by piece.
 
+    They are text, or, where `end` is not None, what a text stands for that goes on with `end`.  `length` is the whole text's.
     Each piece is this process's own copy, and holds until the next is taken."""
 
-    __slots__ = ("size", "_left", "_socket", "_buffer")
+    __slots__ = ("size", "end", "length", "_left", "_socket", "_buffer")
 
-    def __init__(self, socket: Socket, size: int, buffer: bytearray | mmap) -> None:
+    def __init__(self, socket: Socket, size: int, end: str | None, buffer: bytearray | mmap) -> None:
         self.size = size
+        self.end = end
+        self.length = size if end is None else size // 3 * 4 + len(end)
         self._left = size
         self._socket = socket
         self._buffer = buffer
@@ -143,12 +147,15 @@ class Incoming:
             pass
 
 
-def bulk_of(value: object) -> tuple[str, int]:
-    """The checked fourth element of a request.  Raises ProtocolViolation."""
-    if type(value) is list and len(value) == 2:
-        member, size = value
+def bulk_of(value: object) -> tuple[str, int, str | None]:
+    """The checked fourth element of a request: member, size, and the end of what is decoded.  Raises ProtocolViolation."""
+    if type(value) is list and 2 <= len(value) <= 3:
+        member, size, end = (*value, None)[:3]
         if type(member) is str and type(size) is int and 0 < size <= LIMIT:
-            return member, size
+            if end is None and len(value) == 2:
+                return member, size, None
+            if type(end) is str and len(end) <= 4 and size % 3 == 0:
+                return member, size, end
     raise ProtocolViolation("not an announcement of bulk data")
 
 

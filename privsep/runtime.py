@@ -320,10 +320,10 @@ class Worker:
     def _with_bulk(self, number: int, verb: _Verb, arguments: dict[str, object], announced: object) -> bool:
         """A request whose large argument follows, to be taken from the socket by the handler."""
         assert self._front is not None
-        member, size = frame.bulk_of(announced)
+        member, size, end = frame.bulk_of(announced)
         if member != verb.command.takes or member in arguments:
             raise ProtocolViolation("bulk data that the command does not take")
-        incoming = frame.Incoming(self._front, size, self._buffer)
+        incoming = frame.Incoming(self._front, size, end, self._buffer)
         try:
             self._execute(number, verb, arguments, incoming)
         except frame.FrontGone:
@@ -353,7 +353,7 @@ class Worker:
                 arguments = check_arguments(command.args, arguments)
             checked = arguments
             if command.takes:
-                taken = (len(checked.get(command.takes, "")) if bulk is None else bulk.size) * 3 // 4  # type: ignore[arg-type]
+                taken = (len(checked.get(command.takes, "")) if bulk is None else bulk.length) * 3 // 4  # type: ignore[arg-type]
             if bulk is not None:
                 checked[command.takes] = bulk
             if self._ruling is not None:

@@ -21,10 +21,11 @@ except ImportError:
 else:
     SIMD = True
 
+ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 PIECE: Final = 192 * 1024  # bytes of data encoded at a time: whole groups of three
 
 
-def encode(data: bytes | memoryview) -> bytes:
+def encode(data: bytes | bytearray | memoryview) -> bytes:
     """The text of `data`, padded, without newlines."""
     if SIMD:
         text: bytes = _simd.b64encode(data)
@@ -32,14 +33,16 @@ def encode(data: bytes | memoryview) -> bytes:
     return binascii.b2a_base64(data, newline=False)
 
 
-def is_base64(text: bytes | memoryview) -> bool:
-    """Whether `text`, whole groups of four without padding at the end, has nothing but base64's alphabet.
-
-    Only where that is quicker than to look for each byte that it must not have, else False."""
-    if not SIMD:
-        return False
+def decode(groups: bytes | memoryview) -> bytes | None:
+    """The data that whole groups of four stand for: three bytes for each.  None when there is anything in them but the alphabet,
+    padding too: then `encode` would not give the same text again."""
     try:
-        _simd.b64decode(text, validate=True)
+        data: bytes = _simd.b64decode(groups, validate=True) if SIMD else binascii.a2b_base64(groups, strict_mode=True)
     except ValueError:
-        return False
-    return True
+        return None
+    return data if len(data) * 4 == len(groups) * 3 else None
+
+
+def is_base64(groups: bytes | memoryview) -> bool:
+    """Whether `decode` has an answer; only where that is quicker than to look for each byte that a text must not have, else False."""
+    return SIMD and decode(groups) is not None

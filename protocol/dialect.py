@@ -47,8 +47,9 @@ from protocol.lexis import (
     run,
     string_stop,
 )
+from protocol.longtext import Rope, stays
 from protocol.plain import NESTING_LIMIT, SIZE_LIMIT, TOKEN_LIMIT
-from protocol.text import ROPED, Rope, lenient, stays
+from protocol.text import ROPED, lenient
 from protocol.tree import Malformed, value_of, word_of
 
 TYPE_CHECKING = False
@@ -273,9 +274,18 @@ class Parser:
         return pos
 
     def _string(self, data: bytes, pos: int, end: int) -> int:
-        window = _ROPE_WINDOW if len(self._text) - self._token > ROPED else WINDOW
+        window = WINDOW
         while pos < end:
+            if self._rope is not None and self._rope.at == self._token:
+                window = _ROPE_WINDOW
             part = data[pos : pos + window]
+            if window == _ROPE_WINDOW:
+                hit = part.find(self._quote)
+                taken = self._decoded(part if hit < 0 else part[:hit])
+                pos += taken
+                if taken and hit != taken:
+                    continue
+                part = part[taken:]
             masked = mask(part, self._quote)
             hit = string_stop(masked, self._quote)
             closed = hit >= 0 and part[hit] == self._quote
@@ -399,27 +409,36 @@ class Parser:
             self._text += part
         return more
 
+    def _decoded(self, part: bytes) -> int:
+        """The string in the rope goes on with `part`: how many bytes of it were taken, all if it is base64 and not too long."""
+        rope = self._rope
+        assert rope is not None
+        if len(self._text) - self._token + self._uncounted + len(part) > SIZE_LIMIT or not rope.decode(part):
+            return 0
+        self._uncounted += len(part)
+        return len(part)
+
     def _roped(self, part: bytes) -> bool:
         """Put a further part of a long string into the rope; False: it goes into the text.  A request has one rope."""
         rope = self._rope
         if rope is None:
             if not self._long_text or self._whole == self._token:
                 return False
-            with memoryview(self._text) as view:
-                fine = stays(view[self._token :])
+            fine = stays(self._text[self._token :])
         elif rope.at == self._token:
             fine = True
         else:
             return False
         if fine and stays(part):
             if rope is None:
-                rope = self._rope = Rope(self._token)
-            rope.add(part)
+                rope = self._rope = Rope(self._token, bytes(self._text[self._token + 1 :]))
+            if not rope.decode(part):
+                rope.add(part)
             return True
         # It has to be decoded, and so to be in one piece.
         self._whole = self._token
         if rope is not None:
-            self._text += b"".join(rope.parts)
+            self._text[self._token + 1 :] = rope.text
             self._rope = None
             self._uncounted = 0
         return False

@@ -11,7 +11,7 @@ JSON integers that fit neither int64 nor uint64 arrive here as floats, as in QEM
 from __future__ import annotations
 
 from protocol.errors import CommandError
-from protocol.text import LongText
+from protocol.text import Long
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _argument(kind: object, value: object, prefix: str, name: str) -> object:
     given = type(value)
     match kind:
         case "str":
-            fits = given is str or given is LongText
+            fits = given is str or isinstance(value, Long)
         case "int":
             fits = given is int and INT64_MIN <= value <= INT64_MAX  # type: ignore[operator]
         case "bool":

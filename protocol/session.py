@@ -36,8 +36,8 @@ from protocol import base64, tally, wire
 from protocol.commands import BY_NAME, COMMANDS, Command
 from protocol.dialect import ParseError, Parser, Value
 from protocol.errors import CommandError
+from protocol.longtext import LongText, settle
 from protocol.schema import check_arguments, fits, has_floats
-from protocol.text import LongText, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -25,66 +25,13 @@ _NUL: Final = b"\xc0\x80"
 
 
 LONG: Final = 1 << 16  # bytes from which on a string may stay where it was lexed
-ROPED: Final = 1 << 17  # bytes of a string after which it does not grow any more, but stays in the pieces that came
-_SMALL: Final = 1 << 14  # bytes: smaller pieces of a long string are put together
+ROPED: Final = 1 << 17  # bytes of a string after which it does not grow there any more
 
 
-def stays(part: bytes | memoryview) -> bool:
-    """Whether this part of a string means what it says: all ASCII and no escapes."""
-    part = bytes(part)
-    return part.isascii() and b"\\" not in part
+class Long:
+    """What stands for the `str` of a long string (protocol/longtext.py)."""
 
-
-class Rope:
-    """What of a long string came after its first `ROPED` bytes, as it came.
-
-    `at` is where the string begins in the text that has the rest of the request."""
-
-    __slots__ = ("at", "parts")
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.parts: list[bytes | bytearray] = []
-
-    def add(self, part: bytes) -> None:
-        if len(part) >= _SMALL:
-            self.parts.append(part)
-        elif self.parts and type(self.parts[-1]) is bytearray:
-            self.parts[-1] += part
-        else:
-            self.parts.append(bytearray(part))
-
-
-class LongText:
-    """A long string of a request, all ASCII and without escapes, as the bytes that the parser kept.
-
-    Only for bulk data, which goes on as bytes: a `str` would be one more copy of tens of megabytes."""
-
-    __slots__ = ("parts", "_size")
-
-    def __init__(self, parts: list[bytes | bytearray | memoryview]) -> None:
-        self.parts = parts
-        self._size = sum(map(len, parts))
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __str__(self) -> str:
-        return str(b"".join(self.parts), "ascii")
-
-
-def settle(value: object, keep: LongText | None = None) -> None:
-    """Make a `str` of each LongText inside a list or an object but for `keep`."""
-    todo = [value]
-    while todo:
-        one = todo.pop()
-        if type(one) is dict or type(one) is list:
-            for place, item in list(one.items() if type(one) is dict else enumerate(one)):
-                if type(item) is LongText:
-                    if item is not keep:
-                        one[place] = str(item)
-                elif type(item) is dict or type(item) is list:
-                    todo.append(item)
+    __slots__ = ()
 
 
 def suspect(data: bytes | bytearray, start: int, stop: int) -> bool:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from protocol import plain
 from protocol.lexis import LETTERS, SPACE, WINDOW, WINDOW_GROWS, run
-from protocol.text import LONG, NONCHARACTERS, LongText, Rope, decode, lenient
+from protocol.longtext import LongText
+from protocol.text import LONG, NONCHARACTERS, decode, lenient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
+
+    from protocol.longtext import Rope
 
 _MESSAGE_LIMIT: Final = 1023  # bytes that the parser's error buffer holds
 _NO_KEY: Final = "\udc00"  # no string of a request has a surrogate in it
@@ -160,9 +163,9 @@ def _string(text: bytearray, start: int, long_text: bool) -> tuple[str | LongTex
 
 
 def _roped(text: bytearray, rope: Rope, long_text: bool) -> tuple[str | LongText, int]:
-    """The same for the string that goes on in the rope: neither part of it has escapes."""
+    """The same for the string that is in the rope, its start and its end in the text too: it has no escapes."""
     stop = text.index(text[rope.at], rope.at + 1)
-    whole = LongText([memoryview(text)[rope.at + 1 : stop], *rope.parts])
+    whole = rope.whole()
     return whole if long_text else str(whole), stop + 1
 
 

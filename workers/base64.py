@@ -11,7 +11,7 @@ the standard library's speed), else binascii's.  Only what it refuses is looked 
 from __future__ import annotations
 
 import binascii
-from itertools import compress
+from itertools import chain, compress
 
 from protocol.errors import CommandError
 
@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
+
+    from privsep.frame import Incoming
 
 try:
     from pybase64 import b64decode as _simd_decode
@@ -33,12 +35,32 @@ _IS_NO_PAD: Final = bytes(0 if c == ord("=") else 1 for c in range(256))
 _SLICE: Final = 1 << 20  # characters decoded at a time in the lenient way, a multiple of four: bounds its memory
 
 
-def decode_all(text: str | Iterable[memoryview]) -> list[bytes]:
-    """The same of a text that comes in pieces (of whole groups, but for the last), each gone when the next comes.
+def decoded(text: str | Incoming) -> tuple[int, Iterable[bytes | memoryview]]:
+    """How many bytes the text stands for, and those, once, in pieces that are good until the next is taken.
+
+    Raises CommandError as `decode` does, before there is any of it."""
+    if isinstance(text, str):
+        pieces = [decode(text)]
+    elif text.end is None:
+        pieces = decode_all(text)
+    else:  # whole groups of it are decoded, so what is behind them means what it would alone
+        last = decode(text.end)
+        return text.size + len(last), chain(text, (last,))
+    return sum(map(len, pieces)), pieces
+
+
+def whole(text: str | Incoming) -> bytes:
+    """All of that."""
+    made = bytearray()
+    for piece in decoded(text)[1]:
+        made += piece
+    return bytes(made)
+
+
+def decode_all(text: Iterable[memoryview]) -> list[bytes]:
+    """`decode` of a text that comes in pieces (of whole groups, but for the last), each gone when the next comes.
 
     Every piece has been looked at when it returns.  Raises CommandError as `decode` does."""
-    if isinstance(text, str):
-        return [decode(text)]
     found: list[bytes] = []
     rest = bytearray()
     for piece in text:

@@ -17,7 +17,7 @@ import os
 
 from privsep import frame
 from protocol.errors import CommandError
-from workers.base64 import decode_all
+from workers.base64 import whole
 from workers.children import STREAM, Child, Children
 from workers.confine import Confinement, wanted
 from workers.launch import Account, launch
@@ -92,7 +92,7 @@ def guest_exec(
 ) -> dict[str, object]:
     """Starts a program and does not wait for it."""
     table = _table(ctx)
-    data = b"".join(decode_all(input_data)) if input_data is not None else b""
+    data = whole(input_data) if input_data is not None else b""
     rule = ctx.grant
     account = _account(rule) if rule is not None else None
     if account is not None and env is None:

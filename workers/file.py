@@ -21,7 +21,7 @@ import os
 
 from privsep import blob, frame
 from protocol.errors import CommandError
-from workers.base64 import decode_all
+from workers.base64 import decoded
 from workers.counter import FIRST, HandleCounter
 
 TYPE_CHECKING = False
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 MOST: Final = 1024  # files open at once
 LARGEST_READ: Final = 48 << 20  # bytes; as the peer, whose base64 text must fit its 64 MiB token
 _PIECE: Final = 256 << 10  # bytes asked for at a time after a short read
-_IOV_MAX: Final = 1024  # buffers of one writev
 _NEW_FILE_MODE: Final = 0o666
 _ALWAYS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -205,25 +204,28 @@ def guest_file_write(
 ) -> dict[str, object]:
     """Writes the first `count` decoded bytes.  When only a part could be written the error says how much."""
     file = _find(ctx, handle)
-    pieces = decode_all(buf_b64)
-    size = sum(map(len, pieces))
+    size, pieces = decoded(buf_b64)
     if count is None:
         count = size
     elif not 0 <= count <= size:
         raise CommandError(f"value '{count}' is invalid for argument count")
-    elif count < size:
-        pieces = [b"".join(pieces)[:count]]
     rules = _table(ctx).rules
     if file.rule is not None and rules is not None:
         _check_growth(ctx, rules, file, file.rule, count)
     done = 0
     try:
         if file.writable and len(file.pending) + count < _table(ctx).buffer:
-            file.pending += b"".join(pieces)
+            for piece in pieces:
+                file.pending += piece[: count - done]
+                done = min(done + len(piece), count)
         else:
             _flush(file)
-            while done < count:
-                done += _write(file.fd, pieces, done)
+            for piece in pieces:
+                left = memoryview(piece)[: count - done]
+                while left:
+                    written = os.write(file.fd, left)
+                    done += written
+                    left = left[written:]
     except OSError as e:
         part = f" ({done} of {count} bytes were written)" if done else ""
         raise CommandError(CommandError.from_errno("failed to write to file", e.errno or 0).desc + part) from None
@@ -339,17 +341,6 @@ def _give_mode(fd: int, name: bytes, path: str, mode: str) -> None:
         _take_back(fd, name)
         failed = f"failed to set permission 0{_NEW_FILE_MODE:03o} on new file '{path}' (mode: '{mode}')"
         raise CommandError.from_errno(failed, e.errno or 0) from None
-
-
-def _write(fd: int, pieces: list[bytes], done: int) -> int:
-    """One write of what comes after the first `done` bytes of all pieces; how many it wrote.  Raises OSError."""
-    if not done and len(pieces) <= _IOV_MAX:
-        return os.write(fd, pieces[0]) if len(pieces) == 1 else os.writev(fd, pieces)
-    for piece in pieces:
-        if done < len(piece):
-            return os.write(fd, memoryview(piece)[done:])
-        done -= len(piece)
-    return 0
 
 
 def _flush(file: OpenFile) -> None:

@@ -23,9 +23,10 @@ from privsep.runtime import Context, Worker
 from privsep.wiring import Socket
 from protocol.commands import BY_NAME, verbs_of
 from protocol.errors import ProtocolViolation
+from protocol.longtext import LongText, Rope
 from protocol.session import Request
-from protocol.text import LongText
 from tests.support.agent import Agent, AgentError, wait_for
+from workers.base64 import decoded
 
 WRITE = next(n for n, c in enumerate(verbs_of("file")) if c.name == "guest-file-write")
 
@@ -271,9 +272,9 @@ def test_text_of_any_size_reaches_the_worker(ends: tuple[dispatch.Link, Socket],
         head = frame.Assembler().feed(worker.recv(frame.DATAGRAM))
         assert isinstance(head, list)
         assert head[1:3] == [WRITE, {"handle": 1}]
-        member, announced = frame.bulk_of(head[3])
-        assert (member, announced) == ("buf-b64", size)
-        for piece in frame.Incoming(worker, announced, bytearray(frame.DATAGRAM)):
+        member, announced, end = frame.bulk_of(head[3])
+        assert (member, announced, end) == ("buf-b64", size, None)
+        for piece in frame.Incoming(worker, announced, end, bytearray(frame.DATAGRAM)):
             got.extend(piece)
 
     thread = threading.Thread(target=receive)
@@ -287,13 +288,45 @@ def test_text_of_any_size_reaches_the_worker(ends: tuple[dispatch.Link, Socket],
     assert got == text.encode()
 
 
+@pytest.mark.parametrize("size", [3, 98_304, 98_305, 3_000_001])
+@pytest.mark.parametrize("step", [1000, 65_537, 262_144])
+def test_what_is_decoded_reaches_the_worker_as_data(ends: tuple[dispatch.Link, Socket], size: int, step: int) -> None:
+    link, worker = ends
+    data = os.urandom(size)
+    text = base64.b64encode(data)
+    rope = Rope(0, b"")
+    assert all(rope.decode(text[at : at + step]) for at in range(0, len(text), step))
+    sizes: list[int] = []
+    got = bytearray()
+
+    def receive() -> None:
+        head = frame.Assembler().feed(worker.recv(frame.DATAGRAM))
+        assert isinstance(head, list)
+        _, announced, end = frame.bulk_of(head[3])
+        assert (end is None) == (size == 3)  # too short to be worth it
+        incoming = frame.Incoming(worker, announced, end, bytearray(frame.DATAGRAM))
+        told, pieces = decoded(incoming)
+        sizes.extend((incoming.length, told))
+        for piece in pieces:
+            got.extend(piece)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    ask(link, "guest-file-write", **{"handle": 1, "buf-b64": rope.whole()})
+    while link.wants_to_write:
+        link.flush()
+    thread.join(10)
+    assert got == data
+    assert sizes == [len(text), size]
+
+
 @pytest.mark.parametrize("sizes", [[10], [frame.BULK_PART + 1], [frame.BULK_PART, 11], [frame.BULK_PART, 9]])
 def test_pieces_of_another_size_are_a_violation(sizes: list[int]) -> None:
     ours, theirs = wiring.pair()
     for size in sizes:
         ours.send(b"A" * size)
     with pytest.raises(ProtocolViolation):
-        frame.Incoming(theirs, frame.BULK_PART + 10, bytearray(frame.DATAGRAM)).drain()
+        frame.Incoming(theirs, frame.BULK_PART + 10, None, bytearray(frame.DATAGRAM)).drain()
 
 
 def test_a_front_that_goes_in_the_middle_is_noticed() -> None:
@@ -301,11 +334,27 @@ def test_a_front_that_goes_in_the_middle_is_noticed() -> None:
     ours.send(b"A" * frame.BULK_PART)
     ours.close()
     with pytest.raises(frame.FrontGone):
-        frame.Incoming(theirs, frame.BULK_PART + 10, bytearray(frame.DATAGRAM)).drain()
+        frame.Incoming(theirs, frame.BULK_PART + 10, None, bytearray(frame.DATAGRAM)).drain()
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1, [], ["a"], ["a", 0], ["a", -1], ["a", True], [1, 1], ["a", frame.LIMIT + 1]]
+    "value",
+    [
+        None,
+        1,
+        [],
+        ["a"],
+        ["a", 0],
+        ["a", -1],
+        ["a", True],
+        [1, 1],
+        ["a", frame.LIMIT + 1],
+        ["a", 3, None],
+        ["a", 3, 1],
+        ["a", 4, ""],
+        ["a", 3, "AAAAA"],
+        ["a", 3, "", ""],
+    ],
 )
 def test_an_announcement_of_anything_else_is_a_violation(value: object) -> None:
     with pytest.raises(ProtocolViolation):
@@ -324,6 +373,11 @@ def test_an_agent_moves_large_data_in_the_peers_words(tmp_path: Path) -> None:
         assert path.read_bytes() == data
         assert write(handle=handle, buf_b64=text, count=2_000_000) == {"count": 2_000_000, "eof": False}
         assert path.read_bytes() == data + data[:2_000_000]
+        assert write(handle=handle, buf_b64=text, count=200) == {"count": 200, "eof": False}  # buffered
+        agent.call("guest-file-flush", handle=handle)
+        assert path.read_bytes() == data + data[:2_000_000] + data[:200]
+        os.truncate(path, len(data) + 2_000_000)
+        agent.call("guest-file-seek", handle=handle, offset=len(data) + 2_000_000, whence=0)
         for bad, desc in (
             ({"handle": handle + 1, "buf_b64": text}, f"handle '{handle + 1}' has not been found"),
             ({"handle": handle, "buf_b64": text[:-1] + "@"}, "Base64 data contains invalid characters"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64 as standard
 import itertools
 import json
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol import base64 as ours
 from protocol import wire
 from protocol.dialect import Parser, Value
-from protocol.text import LongText, settle
+from protocol.longtext import LongText, Rope, settle
 from tests.wire.helpers import feed, flat, form
+from workers import base64
 
 FRAGMENTS = [
     *(bytes((c,)) for c in b"[]{}:,\"'\\/ \t\r\n-+.eE01a%\0\x01\x0b\x7f\x80\xfe\xff"),
@@ -116,18 +120,72 @@ def test_a_long_string_that_stays_as_it_came_says_the_same(data: bytes, places: 
     assert parser.feed(b'\xff{"b":1}')[-1].value == {"b": 1}  # type: ignore[union-attr]
 
 
-def test_a_long_string_is_kept_in_the_pieces_that_came() -> None:
+@pytest.mark.parametrize(("fill", "decoded"), [(b"A", True), (b"-", False)])
+def test_a_long_string_is_kept_in_the_pieces_that_came(fill: bytes, decoded: bool) -> None:
     parser = Parser(long_text=True)
-    pieces = [b"A" * 200_000 for _ in range(5)]
+    pieces = [fill * 200_000 for _ in range(5)]
     for piece in (b'{"a": "' + b"B" * 270_000, *pieces, b'CD", "b": 1'):
         assert not parser.feed(piece)
     (event,) = parser.feed(b"}")
     assert isinstance(event, Value)
     text = event.value["a"]  # type: ignore[index]
     assert isinstance(text, LongText)
-    assert [part for part in text.parts if any(part is piece for piece in pieces)] == pieces
     assert len(text) == 1_270_002
-    assert str(text) == "B" * 270_000 + "A" * 1_000_000 + "CD"
+    assert str(text) == "B" * 270_000 + fill.decode() * 1_000_000 + "CD"
+    if decoded:
+        assert text.data is not None
+        assert sum(map(len, text.data)) == 1_270_000 // 4 * 3
+        assert text.text == [b"CD"]
+    else:
+        assert text.data is None
+        assert [part for part in text.text if any(part is piece for piece in pieces)] == pieces
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=60).map(standard.b64encode),
+            st.text(alphabet="A/z=-", max_size=12).map(str.encode),
+            st.sampled_from([b"Zm9v" * 9000, b"x" * 20_001]),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_rope_says_what_it_was_made_of_and_what_that_means(parts: list[bytes]) -> None:
+    rope = Rope(0, parts[0])
+    for part in parts[1:]:
+        if not rope.decode(part):
+            rope.add(part)
+    text = b"".join(parts)
+    whole = rope.whole()
+    assert rope.text == text
+    assert str(whole).encode() == text
+    assert len(whole) == len(text)
+    if whole.data is not None:
+        (end,) = whole.text
+        assert len(end) <= 4
+        assert b"".join(whole.data) + base64.decode(bytes(end).decode()) == base64.decode(text.decode())
+
+
+@pytest.mark.parametrize("simd", sorted({False, ours.SIMD}))
+@settings(max_examples=100, deadline=None)
+@given(
+    data=st.binary(max_size=3000), step=st.integers(1, 50), wrong=st.sampled_from([b"", b"-", b"=A", b"\n", b"\x80"])
+)
+def test_a_rope_of_base64_is_decoded_however_it_comes(simd: bool, data: bytes, step: int, wrong: bytes) -> None:
+    text = standard.b64encode(data)
+    rope = Rope(0, b"")
+    before, ours.SIMD = ours.SIMD, simd
+    try:
+        assert all(rope.decode(text[at : at + step]) for at in range(0, len(text), step))
+        made = rope.whole()
+        assert made.data is not None
+        assert data.startswith(b"".join(made.data))
+        assert not wrong or not rope.decode(wrong + b"AAAA") or not rope.decode(b"AAAA")
+    finally:
+        ours.SIMD = before
 
 
 characters = st.characters(exclude_categories=["Cs"]).filter(_is_taken)

@@ -12,8 +12,9 @@ from protocol import session as module
 from protocol import wire
 from protocol.commands import COMMANDS
 from protocol.errors import CommandError
+from protocol.longtext import LongText
 from protocol.session import HELD_LIMIT, OUTPUT_LIMIT, QUEUE_LIMIT, SYNC_PATIENCE, Request, Session
-from protocol.text import LONG, LongText
+from protocol.text import LONG
 
 SYNC = b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n'
 
