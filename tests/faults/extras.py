@@ -57,22 +57,23 @@ def _ioctl(point: str, request: int) -> None:
         os.close(fd)
 
 
-def fs_hangs(out: Outcome) -> None:
-    """A FIFREEZE of fs waits in the kernel for another file system, which was frozen under its feet."""
-    with LoopFs("ext4") as fs:
-        lower, upper = fs.points[0], f"{fs.folder}/upper"
+def _fs_hangs(out: Outcome, auto_thaw: int, act: Callable[[FaultAgent, int], None], bound: float) -> None:
+    """A FIFREEZE of fs waits in the kernel for another file system, which was frozen under its feet; then `act` is done, and within
+    so many seconds all is writable and the host is told."""
+    with LoopFs("ext4", "xfs") as fs:
+        lower, free, upper = *fs.points, f"{fs.folder}/upper"
         fs.add(upper, "ext4", f"{lower}/image")
         fs.release()
         fs.guard()
         with (
             Points() as points,
-            FaultAgent(points, "--policy", write_policy(cells.SHORT)) as agent,
-            Writers([lower, upper]) as writers,
+            FaultAgent(points, "--policy", write_policy(auto_thaw)) as agent,
+            Writers([lower, free, upper]) as writers,
         ):
             agent.client.sync()
             agent.call("guest-fsfreeze-status")
             points.arm(faultpoint.REGISTERED)
-            agent.client.request("guest-fsfreeze-freeze-list", {"mountpoints": [lower, upper]})
+            agent.client.request("guest-fsfreeze-freeze-list", {"mountpoints": [lower, free, upper]})
             points.wait()
             worker = agent.process("fs")
             Path(f"{upper}/dirty").write_bytes(os.urandom(1 << 20))
@@ -81,45 +82,10 @@ def fs_hangs(out: Outcome) -> None:
             points.release()
             writers.poke(sure=True)
             wait_for(lambda: _some_thread_hangs(worker), 3.0, "a FIFREEZE that hangs")
-            assert writers.watch(cells.AFTER_DEADLINE)
+            act(agent, worker)
+            assert writers.watch(bound)
             out.writable = {w.point.rpartition("/")[2]: round(w.late - begun, 3) for w in writers.all}
-            assert max(w.late - begun for w in writers.all) <= cells.AFTER_DEADLINE
-            out.answer = reply_of(agent.client, 3.0)
-            assert not out.answer.isdigit()
-            out.then = ask_thaw(agent.client)
-            assert out.then == LAPSED
-            assert agent.call("guest-fsfreeze-freeze-list", mountpoints=[lower, upper]) == 2
-            assert agent.call("guest-fsfreeze-thaw") == 2
-
-
-def fs_hangs_and_all_is_killed(out: Outcome) -> None:
-    """The same, and fs and thawer are killed: fs does not die while its FIFREEZE waits, and what else is frozen is thawed all the same."""
-    with LoopFs("ext4", "xfs") as fs:
-        lower, free, upper = *fs.points, f"{fs.folder}/upper"
-        fs.add(upper, "ext4", f"{lower}/image")
-        fs.release()
-        fs.guard()
-        with (
-            Points() as points,
-            FaultAgent(points, "--policy", write_policy(cells.DEADLINE)) as agent,
-            Writers([lower, free, upper]) as writers,
-        ):
-            agent.client.sync()
-            agent.call("guest-fsfreeze-status")
-            points.arm(faultpoint.REGISTERED)
-            agent.client.request("guest-fsfreeze-freeze-list", {"mountpoints": [lower, free, upper]})
-            points.wait()
-            fs_pid, thawer = agent.process("fs"), agent.process("thawer")
-            Path(f"{upper}/dirty").write_bytes(os.urandom(1 << 20))
-            _ioctl(lower, FIFREEZE)
-            points.release()
-            writers.poke(sure=True)
-            wait_for(lambda: _some_thread_hangs(fs_pid), 3.0, "a FIFREEZE that hangs")
-            os.kill(thawer, signal.SIGKILL)
-            os.kill(fs_pid, signal.SIGKILL)
-            begun = time.monotonic()
-            assert writers.watch(UNDYING)
-            out.writable = {w.point.rpartition("/")[2]: round(w.late - begun, 3) for w in writers.all}
+            assert max(w.late - begun for w in writers.all) <= bound
             out.answer = reply_of(agent.client, 3.0)
             assert not out.answer.isdigit()
             wait_for(lambda: agent.call("guest-fsfreeze-status") == "thawed", 5.0, "the flag")
@@ -127,6 +93,28 @@ def fs_hangs_and_all_is_killed(out: Outcome) -> None:
             assert out.then == LAPSED
             assert agent.call("guest-fsfreeze-freeze-list", mountpoints=[lower, free, upper]) == 3
             assert agent.call("guest-fsfreeze-thaw") == 3
+
+
+def fs_hangs(out: Outcome) -> None:
+    """Nothing else happens: the watchdog's deadline comes."""
+    _fs_hangs(out, cells.SHORT, lambda agent, worker: None, cells.AFTER_DEADLINE)
+
+
+def fs_hangs_and_all_is_killed(out: Outcome) -> None:
+    """fs and thawer are killed: fs does not die while its FIFREEZE waits, and what else is frozen is thawed all the same."""
+
+    def kill(agent: FaultAgent, worker: int) -> None:
+        os.kill(agent.process("thawer"), signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+
+    _fs_hangs(out, cells.DEADLINE, kill, UNDYING)
+
+
+def fs_hangs_and_the_thawer_is_stopped(out: Outcome) -> None:
+    """The thawer is stopped: the deadline is the supervisor's, and fs does not die of it."""
+    _fs_hangs(
+        out, cells.SHORT, lambda agent, _: os.kill(agent.process("thawer"), signal.SIGSTOP), cells.SHORT + UNDYING
+    )
 
 
 def _some_thread_hangs(pid: int) -> bool:
@@ -364,6 +352,11 @@ EXTRAS: Final = (
         "fs hangs, all killed",
         "the same, and fs and thawer are killed: fs cannot die before its FIFREEZE returns",
         fs_hangs_and_all_is_killed,
+    ),
+    Extra(
+        "fs hangs, thawer stopped",
+        "the same, and the thawer is stopped: the supervisor's deadline, of which fs cannot die",
+        fs_hangs_and_the_thawer_is_stopped,
     ),
     Extra(
         "file hangs",
