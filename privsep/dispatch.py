@@ -227,7 +227,7 @@ class Link:
                 raise EOFError
             head = self._head
             self.tail = None
-            if head and self._stream is None and size <= _SMALL and _buffer.startswith(head):
+            if head and self._stream is None and _buffer.startswith(head):
                 self._head = b""
                 request = self.current
                 if request is not None and request.known is not None:

@@ -196,23 +196,17 @@ def _check(value: object, depth: int) -> None:
         raise ProtocolViolation(f"type {kind.__name__}")
 
 
-_unpack: Final = partial(
-    unpack,
-    raw=False,
-    strict_map_key=False,
-    object_pairs_hook=_no_duplicates,
-    ext_hook=_no_extension,
-    max_ext_len=0,
-)
+_unpack_reply: Final = partial(unpack, raw=False, strict_map_key=False, ext_hook=_no_extension, max_ext_len=0)
+_unpack: Final = partial(_unpack_reply, object_pairs_hook=_no_duplicates)
 
 
 def decode(data: bytes | bytearray | memoryview, walk: bool = True) -> object:
     """One frame's value, checked; raises ProtocolViolation.
 
-    Without `walk` the types in it are those of msgpack: for a reply, which protocol/wire.py walks over itself and which it
-    refuses for the same reasons."""
+    Without `walk` the types in it are those of msgpack, and of a key that stands twice the last one counts: for a reply, which is
+    compared with what the command returns, and written anew from what was found in it."""
     try:
-        value = _unpack(data)
+        value = _unpack(data) if walk else _unpack_reply(data)
     except ProtocolViolation:
         raise
     except Exception as e:  # msgpack raises ValueErrors of its own, struct errors, UnicodeDecodeError, RecursionError

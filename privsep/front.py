@@ -410,9 +410,7 @@ class Front:
             self._session.repeated(request, now)
         elif ok:
             try:
-                self._session.answered(request, value, now)
-                if known is not None and not request.muted:
-                    known.reply = link.tail
+                self._session.answered(request, value, now, link.tail)
             except (TypeError, ValueError, RecursionError):
                 self._failed(request, dispatch.nonsense(request), now)
                 assert request.command is not None

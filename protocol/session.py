@@ -83,6 +83,7 @@ _SYNCS: Final = ("guest-sync", "guest-sync-delimited")
 _STREAM_AHEAD: Final = 1 << 18  # bytes of a bulk reply in `output` while more of it is to come
 _REMEMBERED: Final = 16  # requests whose replies are remembered
 _SHORT: Final = 128  # bytes of such a request, at most
+_LARGE: Final = 4096  # bytes of a reply to one
 _DIGITS: Final = 18  # of a sync's number, at most: those that are surely an int64
 
 
@@ -184,6 +185,7 @@ class Session:
         self._streamed = 0  # bytes of its first element that were
         self._resting = True  # the parser is between requests, as at the start
         self._seen: dict[bytes, Request] = {}  # whole requests: what they are
+        self._large: Known | None = None  # of those the one whose last reply was large, and is kept
         self._known: dict[bytes, tuple[Answer, int]] = {}  # whole requests: what is answered, and where that is counted
         # What a reply to a command is, and whether it is simple to write (protocol/wire.py).
         self._declared: dict[str, tuple[Callable[[object], bool], bool]] = {}
@@ -327,8 +329,8 @@ class Session:
                 self._release(head)
         self.sync_at = None
 
-    def answered(self, request: Request, value: object, now: float) -> None:
-        """The worker's answer.  A muted request's is dropped.
+    def answered(self, request: Request, value: object, now: float, reply: bytes | None = None) -> None:
+        """The worker's answer, and for a remembered request the bytes that it came in (`Known`).  A muted request's is dropped.
 
         Raises TypeError or ValueError when the value is none that a reply to this command can have: the worker is broken
         or hostile."""
@@ -363,9 +365,19 @@ class Session:
             line = wire.success(value, *self._id_of(request), simple=simple)
         if command.replies:
             if request.known is not None:
-                request.known.line = line
+                self._keep(request.known, reply, line)
             self._write(line)
         self._finished(request, now)
+
+    def _keep(self, known: Known, reply: bytes | None, line: bytes) -> None:
+        """For the next time; of the large ones the last one only."""
+        if reply is None:
+            line = b""
+        elif len(reply) > _LARGE:
+            if self._large is not None and self._large is not known:
+                self._large.reply, self._large.line = None, b""
+            self._large = known
+        known.reply, known.line = reply, line
 
     def repeated(self, request: Request, now: float) -> None:
         """The worker's answer is, to the byte, the one that it gave to the same request last (`Known`)."""

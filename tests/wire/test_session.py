@@ -446,3 +446,31 @@ def test_whatever_happens_nothing_is_held_in_the_end(steps: list[tuple[str, byte
         do("answer", b"")
         do("write", b"")
     assert nothing_held(session)
+
+
+def test_of_large_replies_the_last_one_is_kept() -> None:
+    session = make()
+    asked = [b'{"execute":"guest-get-users"}\n', b'{"execute": "guest-get-users"}\n']
+
+    def hop(data: bytes, users: int, reply: bytes | None) -> module.Known:
+        request = session.hop(data)
+        if request is None:
+            session.receive(data, 0.0)
+            request = session.calls.pop()
+        value = [{"user": f"u{n}", "login-time": 1.0} for n in range(users)]
+        session.answered(request, value, 0.0, reply)
+        assert session.output.count(b'"user"') == users
+        session.written(len(session.output), 0.0)
+        assert request.known is not None
+        return request.known
+
+    small = hop(asked[0], 1, b"s")
+    assert (small.reply, small.line.count(b'"user"')) == (b"s", 1)
+    large = hop(asked[0], 200, b"l" * 5000)
+    assert large is small
+    assert (large.reply, large.line.count(b'"user"')) == (b"l" * 5000, 200)
+    other = hop(asked[1], 300, b"o" * 5000)
+    assert (large.reply, large.line) == (None, b"")
+    assert (other.reply, other.line.count(b'"user"')) == (b"o" * 5000, 300)
+    assert hop(asked[1], 300, None) is other
+    assert (other.reply, other.line) == (None, b"")  # it came in several datagrams: too large to be kept
