@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from privsep.wiring import Socket
-    from protocol.session import Request
+    from protocol.request import Request
 
 DOWN: Final = "down"
 ASKED: Final = "asked"

@@ -23,7 +23,8 @@ from privsep.hostside import HostSide
 from privsep.waiting import Waiting
 from protocol import tally
 from protocol.errors import CommandError, ProtocolViolation
-from protocol.session import FROZEN, Request, Session
+from protocol.request import Request
+from protocol.session import FROZEN, Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

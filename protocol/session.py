@@ -17,9 +17,8 @@ and comes back with `answered` or `failed`.  No clock, no sockets, no logging in
 * A reply with bulk data is written piece by piece, as `output` empties; nothing else is answered or overtakes meanwhile.
   One that is still being read meanwhile (`flows`) ends early when its worker dies, or does nothing while a sync waits: what
   came is right, and the reply says how much it is.
-* Hosts ask the same things again and again.  A short request that came alone is remembered by its bytes, so that it need not be
-  parsed again; where the reply hangs on nothing else it is remembered too (`quick`): ping, info, time, host name, and
-  syncs but for their number.
+* A short request that came alone is remembered by its bytes (protocol/remembered.py): so is its reply where it hangs on nothing
+  else (`quick`), and what is to be sent to a worker (`hop`).
 * Replies that were written to the host are reported back for rows with `confirm`: `written` takes the number of bytes that
   the channel took and says which calls' replies are out.
 * What is decided here is counted (`counts`, see protocol/tally.py); requests that are refused are left in `refused`, for the audit.
@@ -33,10 +32,12 @@ from __future__ import annotations
 import time
 
 from protocol import base64, tally, wire
-from protocol.commands import BY_NAME, COMMANDS, Command
+from protocol.commands import BY_NAME, COMMANDS
 from protocol.dialect import ParseError, Parser, Value
 from protocol.errors import CommandError
 from protocol.longtext import LongText, settle
+from protocol.remembered import SHORT, Remembered
+from protocol.request import Request
 from protocol.schema import check_arguments, fits, has_floats
 
 TYPE_CHECKING = False
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
         def end(self, rest: dict[str, object] | None) -> None: ...
         def close(self) -> None: ...
 
-    Answer = bytes | Callable[[], bytes]
 
 SYNC_PATIENCE: Final = 0.025  # seconds
 # What was asked and is not done yet, whether anybody waits for the reply or not; beyond, nothing is read.
@@ -81,57 +81,6 @@ _RESULT: Final = {"": tally.ERROR, POLICY: tally.REFUSED, FROZEN: tally.FROZEN}
 _SYNCS: Final = ("guest-sync", "guest-sync-delimited")
 
 _STREAM_AHEAD: Final = 1 << 18  # bytes of a bulk reply in `output` while more of it is to come
-_REMEMBERED: Final = 16  # requests whose replies are remembered
-_SHORT: Final = 128  # bytes of such a request, at most
-_LARGE: Final = 4096  # bytes of a reply to one
-_DIGITS: Final = 18  # of a sync's number, at most: those that are surely an int64
-
-
-class Request:
-    """One request that stands in the queue or is with a worker."""
-
-    __slots__ = (
-        "command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason", "known", "unheard", "weight",
-    )  # fmt: skip
-
-    def __init__(self, like: Request | None = None) -> None:
-        """A new one; with the command and the arguments of another, which have been checked."""
-        self.command: Command | None = None
-        self.arguments: dict[str, object] = {}
-        self.id: object = None
-        self.has_id = False
-        self.error: CommandError | None = None
-        self.called = False
-        self.muted = False
-        self.call = 0  # the number under which its worker knows it
-        self.checked = False  # the arguments were
-        self.reason = ""  # why it was refused: POLICY or FROZEN
-        self.known: Known | None = None
-        self.unheard = False  # its reply confirms nothing: no host had the channel open meanwhile
-        self.weight = 0  # bytes that it came in, while it is with a worker or waits
-        if like is not None:
-            self.command = like.command
-            self.arguments = like.arguments
-            self.id = like.id
-            self.has_id = like.has_id
-            self.checked = True
-            self.known = like.known
-
-
-class Known:
-    """What is the same each time a request is asked with the same bytes.
-
-    asked   its frame for the worker from behind the number, None until it was made
-    reply   the worker's last reply from behind the number, None when it is not worth keeping
-    line    what the host was told then, and is told again when the same reply comes
-    """
-
-    __slots__ = ("asked", "reply", "line")
-
-    def __init__(self) -> None:
-        self.asked: bytes | None = None
-        self.reply: bytes | None = None
-        self.line = b""
 
 
 class Session:
@@ -184,13 +133,9 @@ class Session:
         self._flow: Flow | None = None  # or the bulk data that is coming for it
         self._streamed = 0  # bytes of its first element that were
         self._resting = True  # the parser is between requests, as at the start
-        self._seen: dict[bytes, Request] = {}  # whole requests: what they are
-        self._large: Known | None = None  # of those the one whose last reply was large, and is kept
-        self._known: dict[bytes, tuple[Answer, int]] = {}  # whole requests: what is answered, and where that is counted
+        self._remembered = Remembered()
         # What a reply to a command is, and whether it is simple to write (protocol/wire.py).
         self._declared: dict[str, tuple[Callable[[object], bool], bool]] = {}
-        # Syncs without their number: their replies without it, and where they are counted.
-        self._syncs: dict[bytes, tuple[tuple[bytes, bytes], int]] = {}
 
     # -- what the owner calls
 
@@ -199,8 +144,7 @@ class Session:
         self._allowed = allowed
         self._refusal = refusal
         self._info.clear()
-        self._known.clear()
-        self._syncs.clear()
+        self._remembered.forget_answers()
 
     def withdraw(self, request: Request, now: float) -> bool:
         """Refuse a request that was called, but that no worker has begun, if it is not allowed any more."""
@@ -234,31 +178,22 @@ class Session:
         """The reply, if `data` is a request that was remembered and nothing stands before it; None: `receive` it.
 
         The caller writes it; what the channel does not take goes into `output`."""
-        if len(data) > _SHORT or self._queue or self.output or not self._resting or self._frozen():
+        if len(data) > SHORT or self._queue or self.output or not self._resting or self._frozen():
             return None  # (of a long one not even the hash is cheap)
-        known = self._known.get(data)
-        if known is not None:
-            answer, cell = known
-            self._counts[cell] += 1
-            return answer if type(answer) is bytes else answer()  # type: ignore[operator]
-        if self._syncs:
-            at = data.rfind(b":") + 1
-            end = data.find(b"}", at)
-            digits = data[at:end].lstrip(b" ")
-            if _is_number(digits):
-                around = self._syncs.get(data[:at] + data[end:])
-                if around is not None:
-                    self._counts[around[1]] += 1
-                    return digits.join(around[0])
-        return None
+        found = self._remembered.answer(data)
+        if found is None:
+            return None
+        line, cell = found
+        self._counts[cell] += 1
+        return line
 
     def hop(self, data: bytes) -> Request | None:
         """The request, in the queue and called, if `data` is one for a worker that was remembered and nothing stands before it.
 
         The caller gives it to its worker.  None: `receive` it."""
-        if len(data) > _SHORT or self._queue or self.output or not self._resting or self._frozen():
+        if len(data) > SHORT or self._queue or self.output or not self._resting or self._frozen():
             return None
-        seen = self._seen.get(data)
+        seen = self._remembered.request(data)
         if seen is None or seen.known is None:
             return None
         command = seen.command
@@ -273,8 +208,8 @@ class Session:
     def receive(self, data: bytes, now: float) -> None:
         fresh = self._resting
         alone = fresh and not self._queue
-        if alone and len(data) <= _SHORT:
-            seen = self._seen.get(data)
+        if alone and len(data) <= SHORT:
+            seen = self._remembered.request(data)
             if seen is not None:
                 self._hold(Request(seen), len(data))
                 self.advance(now)
@@ -288,7 +223,7 @@ class Session:
         queue = self._queue
         for event in events:
             if isinstance(event, Value) and type(event.value) is dict:
-                if not fresh or len(data) > _SHORT:  # only then there may be long text
+                if not fresh or len(data) > SHORT:  # only then there may be long text
                     _settle(event.value)
                 request = self._read(event.value)
                 if queue or request.error is None:
@@ -304,7 +239,7 @@ class Session:
                 self._hold(request, share)
             else:  # nothing stands before it
                 self.output += wire.malformed(desc)
-        if alone and self._resting and len(data) <= _SHORT and self._queue:
+        if alone and self._resting and len(data) <= SHORT and self._queue:
             self._remember(data, events)
         self.advance(now)
 
@@ -365,19 +300,9 @@ class Session:
             line = wire.success(value, *self._id_of(request), simple=simple)
         if command.replies:
             if request.known is not None:
-                self._keep(request.known, reply, line)
+                self._remembered.keep(request.known, reply, line)
             self._write(line)
         self._finished(request, now)
-
-    def _keep(self, known: Known, reply: bytes | None, line: bytes) -> None:
-        """For the next time; of the large ones the last one only."""
-        if reply is None:
-            line = b""
-        elif len(reply) > _LARGE:
-            if self._large is not None and self._large is not known:
-                self._large.reply, self._large.line = None, b""
-            self._large = known
-        known.reply, known.line = reply, line
 
     def repeated(self, request: Request, now: float) -> None:
         """The worker's answer is, to the byte, the one that it gave to the same request last (`Known`)."""
@@ -525,46 +450,34 @@ class Session:
         """`data` came to an idle session and made these events; the last of them is the last in the queue.
 
         Keep the request, which the same bytes will make again, and the answer where it hangs on nothing else."""
-        request = self._queue[-1]
-        if request.command is None or request.error is not None or request.command.secret:
+        request, remembered = self._queue[-1], self._remembered
+        command = request.command
+        if command is None or request.error is not None or command.secret:
             return
-        name = request.command.name
+        name = command.name
         if name not in _SYNCS:
             if len(events) != 1:
                 return
             try:
-                request.arguments = check_arguments(request.command.args, request.arguments)
+                request.arguments = check_arguments(command.args, request.arguments)
             except CommandError:
                 return
             request.checked = True
-            command = request.command
-            if command.replies and not (request.has_id or command.takes or command.confirm):
-                request.known = Known()
-            if len(self._seen) >= _REMEMBERED:
-                del self._seen[next(iter(self._seen))]
-            self._seen[data] = request
-        if request.command.domain != "front" or request.has_id or len(self._known) + len(self._syncs) >= _REMEMBERED:
+            remembered.add_request(data, request)
+        if command.domain != "front" or request.has_id or not remembered.has_room or self._frozen():
             return
-        if self._frozen() or name not in self._allowed or any(isinstance(event, Value) for event in events[:-1]):
+        if name not in self._allowed or any(isinstance(event, Value) for event in events[:-1]):
             return
+        cell = command.cell + tally.OK
         if name in _SYNCS:
-            number = request.arguments.get("id")
-            at = data.rfind(b":") + 1
-            end = data.find(b"}", at)
-            if len(request.arguments) == 1 and type(number) is int and data[at:end].lstrip(b" ") == b"%d" % number:
-                # An error before it is one about the reset byte: hosts send one, and the peer complains.
-                if data.lstrip(b"\xff")[:1] != b"{" or not _is_number(b"%d" % number):
-                    return
-                before = b"".join(self._line(event) for event in events[:-1])
-                after = wire.success(0)
-                line = wire.delimited(after) if name == "guest-sync-delimited" else after
-                head, _, tail = line.rpartition(b"0")
-                self._syncs[data[:at] + data[end:]] = ((before + head, tail), request.command.cell + tally.OK)
+            if len(request.arguments) == 1:
+                errors = b"".join(self._line(event) for event in events[:-1])
+                remembered.add_sync(data, request.arguments.get("id"), errors, name == "guest-sync-delimited", cell)
         elif not request.arguments:
             if name in ("guest-ping", "guest-info"):
-                self._known[data] = (self._own(request), request.command.cell + tally.OK)
+                remembered.add_answer(data, self._own(request), cell)
             elif name in ("guest-get-time", "guest-get-host-name"):
-                self._known[data] = (lambda: self._own(request), request.command.cell + tally.OK)
+                remembered.add_answer(data, lambda: self._own(request), cell)
 
     def _read(self, value: object) -> Request:
         request = Request()
@@ -728,11 +641,6 @@ class Session:
     @staticmethod
     def _id_of(request: Request) -> tuple[object, ...]:
         return (request.id,) if request.has_id else ()
-
-
-def _is_number(digits: bytes) -> bool:
-    """As JSON writes a number that is not negative, and surely an int64."""
-    return digits.isdigit() and len(digits) <= _DIGITS and (digits[0] != 0x30 or len(digits) == 1)
 
 
 def _settle(value: object) -> None:

@@ -24,7 +24,7 @@ from privsep.wiring import Socket
 from protocol.commands import BY_NAME, verbs_of
 from protocol.errors import ProtocolViolation
 from protocol.longtext import LongText, Rope
-from protocol.session import Request
+from protocol.request import Request
 from tests.support.agent import Agent, AgentError, wait_for
 from workers.base64 import decoded
 

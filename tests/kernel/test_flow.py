@@ -18,7 +18,8 @@ from privsep.blob import SLOT
 from privsep.wiring import Socket
 from protocol.commands import BY_NAME
 from protocol.errors import CommandError, ProtocolViolation
-from protocol.session import SYNC_PATIENCE, Known, Request, Session
+from protocol.request import Known, Request
+from protocol.session import SYNC_PATIENCE, Session
 from tests.support.agent import Agent, Client, wait_for
 
 READ = b'{"execute": "guest-file-read", "arguments": {"handle": 1, "count": 1000000}}\n'

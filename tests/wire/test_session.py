@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import session as module
 from protocol import wire
 from protocol.commands import COMMANDS
 from protocol.errors import CommandError
 from protocol.longtext import LongText
-from protocol.session import HELD_LIMIT, OUTPUT_LIMIT, QUEUE_LIMIT, SYNC_PATIENCE, Request, Session
+from protocol.remembered import MOST
+from protocol.request import Known, Request
+from protocol.session import HELD_LIMIT, OUTPUT_LIMIT, QUEUE_LIMIT, SYNC_PATIENCE, Session
 from protocol.text import LONG
 
 SYNC = b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n'
@@ -134,9 +135,10 @@ def test_what_is_remembered_is_bounded_and_has_no_secrets() -> None:
         session.written(len(session.output), 0.0)
     password = b'{"execute":"guest-set-user-password","arguments":{"username":"a","password":"b","crypted":false}}'
     ask(session, password)
-    assert password not in session._seen
-    assert len(session._seen) <= module._REMEMBERED
-    assert len(session._known) + len(session._syncs) <= module._REMEMBERED
+    remembered = session._remembered
+    assert remembered.request(password) is None
+    assert len(remembered._requests) <= MOST
+    assert len(remembered._answers) + len(remembered._syncs) <= MOST
 
 
 def test_a_request_behind_a_worker_is_not_answered_before_it() -> None:
@@ -165,7 +167,7 @@ class Memory:
         self.closed += 1
 
 
-def read_request(session: Session) -> module.Request:
+def read_request(session: Session) -> Request:
     session.receive(b'{"execute":"guest-file-read","arguments":{"handle":1}}\n', 0.0)
     return session.calls.pop()
 
@@ -452,7 +454,7 @@ def test_of_large_replies_the_last_one_is_kept() -> None:
     session = make()
     asked = [b'{"execute":"guest-get-users"}\n', b'{"execute": "guest-get-users"}\n']
 
-    def hop(data: bytes, users: int, reply: bytes | None) -> module.Known:
+    def hop(data: bytes, users: int, reply: bytes | None) -> Known:
         request = session.hop(data)
         if request is None:
             session.receive(data, 0.0)
