@@ -117,6 +117,18 @@ class Policy:
         rule, origin = self.about(command)
         return f"{verb} by {rule} at {origin}"
 
+    def commands_for(self, domain: str) -> tuple[str, ...]:
+        """What the worker of a domain answers at all, in table order.
+
+        That is what is allowed, and for a domain that can freeze also what qemu-ga exempts from every list while frozen (thaw
+        and status): the front refuses those as long as nothing is frozen."""
+        can_freeze = any(f in self.allowed for f in _FREEZERS)
+        return tuple(
+            c
+            for c, d in COMMANDS.items()
+            if d == domain and (c in self.allowed or (can_freeze and d == "fs" and c in FROZEN))
+        )
+
     def rules_for(self, domain: str) -> tuple[Rule, ...]:
         """What of the rules is that domain's: what its worker decides by."""
         if not self.rules and (self.lenient or domain not in _WITH_USERS):
@@ -132,7 +144,7 @@ class Policy:
         """What the process of that domain is told to decide by, without the way through its slice."""
         from policy.rules import Scope
 
-        return Scope(frozenset(commands_for(domain, self)), self.rules_for(domain), self.why_of, self.base)
+        return Scope(frozenset(self.commands_for(domain)), self.rules_for(domain), self.why_of, self.base)
 
     def decide(
         self,
@@ -344,16 +356,3 @@ def _unended(policy: Policy, freezer: str, missing: str) -> Problem:
         if path and line.isdigit():
             return Problem(text, path, int(line))
     return Problem(text)
-
-
-def commands_for(domain: str, policy: Policy) -> tuple[str, ...]:
-    """What the worker of a domain answers at all, in table order.
-
-    That is what is allowed, and for a domain that can freeze also what qemu-ga exempts from every list while frozen (thaw
-    and status): the front refuses those as long as nothing is frozen."""
-    can_freeze = any(f in policy.allowed for f in _FREEZERS)
-    return tuple(
-        c
-        for c, d in COMMANDS.items()
-        if d == domain and (c in policy.allowed or (can_freeze and d == "fs" and c in FROZEN))
-    )

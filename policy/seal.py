@@ -20,10 +20,22 @@ from policy.errors import PolicyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Final
+    from collections.abc import Iterable, Mapping
+    from typing import Final, Protocol
 
-    from policy.model import Policy
+    class Line(Protocol):
+        def line(self) -> str: ...
+
+    class Policy(Protocol):
+        """What is told of a policy (policy/model.py)."""
+
+        @property
+        def allowed(self) -> frozenset[str]: ...
+        @property
+        def why_of(self) -> Mapping[str, tuple[str, str]]: ...
+        def commands_for(self, domain: str) -> Iterable[str]: ...
+        def rules_for(self, domain: str) -> Iterable[Line]: ...
+
 
 LIMIT: Final = 64 * 1024  # bytes of one slice
 
@@ -50,9 +62,7 @@ SETTINGS: Final = {
 def slice_for(domain: str, policy: Policy, settings: Mapping[str, str]) -> bytes:
     """The slice of one process: its commands (the front's: all that are allowed), the rules about them, and those of
     `settings` that are its."""
-    from policy.model import commands_for
-
-    commands = sorted(policy.allowed) if domain == "front" else commands_for(domain, policy)
+    commands = sorted(policy.allowed) if domain == "front" else policy.commands_for(domain)
     lines = [f"allow {c}" for c in commands]
     if policy.why_of and domain != "front":
         for command in commands:

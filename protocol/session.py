@@ -45,13 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
     from typing import Final, Protocol
 
-    class Payload(Protocol):
-        """Bulk data of a reply."""
-
-        size: int
-
-        def read(self, offset: int, count: int) -> bytes: ...
-        def close(self) -> None: ...
+    from protocol.wire import Payload
 
     class Flow(Protocol):
         """Bulk data that is still coming (privsep/blob.py: Stream)."""

@@ -21,7 +21,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Protocol
 
-    from protocol.session import Payload
+    class Payload(Protocol):
+        """Bulk data of a reply."""
+
+        size: int
+
+        def read(self, offset: int, count: int) -> bytes: ...
+        def close(self) -> None: ...
 
     class Envelope(Protocol):
         """What a request's id is put into."""

@@ -11,7 +11,7 @@ import pytest
 from policy import build, load, model, schema
 from policy.builtin import COMMANDS, FROZEN, PROFILES
 from policy.errors import PolicyError
-from policy.model import Policy, builtin, commands_for, with_lists
+from policy.model import Policy, builtin, with_lists
 from protocol import commands as table
 
 # KubeVirt takes an agent that lacks one of these for unsupported.
@@ -236,14 +236,14 @@ def test_freeze_without_thaw_is_refused_but_by_the_lenient() -> None:
         with_lists(builtin("default"), ["guest-fsfreeze-thaw"], [])
     policy = with_lists(builtin("qemu-ga"), ["guest-fsfreeze-thaw", "guest-fsfreeze-status"], [])
     # The worker has to answer both all the same: while frozen no list counts.
-    assert set(commands_for("fs", policy)) == {c for c, d in COMMANDS.items() if d == "fs"}
+    assert set(policy.commands_for("fs")) == {c for c, d in COMMANDS.items() if d == "fs"}
     without = with_lists(policy, ["guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list"], [])
-    assert commands_for("fs", without) == ()
+    assert without.commands_for("fs") == ()
 
 
 def test_worker_tables_keep_the_command_tables_order() -> None:
     for domain in set(COMMANDS.values()):
-        assert list(commands_for(domain, builtin("qemu-ga"))) == [c.name for c in table.verbs_of(domain)]
+        assert list(builtin("qemu-ga").commands_for(domain)) == [c.name for c in table.verbs_of(domain)]
 
 
 def test_notes_alone_change_nothing_else() -> None:
