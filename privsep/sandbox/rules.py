@@ -412,7 +412,6 @@ FILTERS: Final = {
             Call("fchmod", "the mode of a file that it made"),
             Call("lseek", "guest-file-seek"),
             Call("renameat renameat2 rename", "the counter of handles is replaced at once"),
-            Call("writev", "a write of several pieces"),
             Call("readv", "bulk data goes to the front in memory that is kept"),
             Call("sendmsg", "the descriptor of that memory goes to the front"),
         ),
