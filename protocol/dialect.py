@@ -276,10 +276,9 @@ class Parser:
     def _string(self, data: bytes, pos: int, end: int) -> int:
         window = WINDOW
         while pos < end:
-            if self._rope is not None and self._rope.at == self._token:
-                window = _ROPE_WINDOW
-            part = data[pos : pos + window]
-            if window == _ROPE_WINDOW:
+            roped = self._rope is not None and self._rope.at == self._token
+            part = data[pos : pos + (_ROPE_WINDOW if roped else window)]
+            if roped:
                 hit = part.find(self._quote)
                 taken = self._decoded(part if hit < 0 else part[:hit])
                 pos += taken
