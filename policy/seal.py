@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Final, Protocol
 
-    class Line(Protocol):
+    class _Line(Protocol):
         def line(self) -> str: ...
 
-    class Policy(Protocol):
+    class _Policy(Protocol):
         """What is told of a policy (policy/model.py)."""
 
         @property
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         @property
         def why_of(self) -> Mapping[str, tuple[str, str]]: ...
         def commands_for(self, domain: str) -> Iterable[str]: ...
-        def rules_for(self, domain: str) -> Iterable[Line]: ...
+        def rules_for(self, domain: str) -> Iterable[_Line]: ...
 
 
 LIMIT: Final = 64 * 1024  # bytes of one slice
@@ -59,7 +59,7 @@ SETTINGS: Final = {
 }
 
 
-def slice_for(domain: str, policy: Policy, settings: Mapping[str, str]) -> bytes:
+def slice_for(domain: str, policy: _Policy, settings: Mapping[str, str]) -> bytes:
     """The slice of one process: its commands (the front's: all that are allowed), the rules about them, and those of
     `settings` that are its."""
     commands = sorted(policy.allowed) if domain == "front" else policy.commands_for(domain)

@@ -225,10 +225,9 @@ class Link:
         try:
             if not size:
                 raise EOFError
-            head = self._head
+            head, self._head = self._head, b""
             self.tail = None
-            if head and self._stream is None and _buffer.startswith(head):
-                self._head = b""
+            if head and self._stream is None and size > len(head) and _buffer.startswith(head):
                 request = self.current
                 if request is not None and request.known is not None:
                     self.tail = bytes(_view[len(head) : size])
@@ -391,7 +390,8 @@ class Link:
         """The worker is gone: the request that went with it.
 
         One that it never read (the kernel tells: ECONNRESET or EPIPE) is not lost, it goes to the next worker; but
-        once only, lest it goes round for ever among workers that leave as soon as they come."""
+        once only, lest it goes round for ever among workers that leave as soon as they come.  Of a request with bulk data it
+        may have read a part, and a write to a file may have begun: the next worker, which does not have its handle, refuses it."""
         flowing = self._stream is not None
         self.close()
         request, self.current = self.current, None

@@ -13,10 +13,10 @@ Large base64 members (`bulk` in the command table) are not part of the frame.  N
   which kind: `SEALED`, `KEPT`, or `FLOW`: then `[id, true, size]` follows for each further slot that is filled, and at last
   `[id, true, {the other members}]`; for each slot that it took the front sends the datagram `TAKEN`.
 
-What a peer may send is checked here once, for both directions: exact types (bool is not int), no extension types (a
+What the front may send is checked here once: exact types (bool is not int), no extension types (a
 Timestamp would slip past msgpack's `ext_hook`, hence the limit of 0 and the walk over the decoded value), no NaN, no
 duplicate and no non-string keys, bounded size and nesting.  Anything else is a `ProtocolViolation`: the peer is broken or
-hostile.
+hostile.  What a worker sends is checked here for size and codec; the rest when it is compared with what the command returns.
 
 msgpack: <https://github.com/msgpack/msgpack/blob/master/spec.md>.  The ceiling of a datagram is the socket's send
 buffer, some 212 kB by default.
@@ -43,7 +43,9 @@ LIMIT: Final = 72 * 1024 * 1024  # bytes of one whole frame: the largest request
 # Bytes of one whole reply; bulk data is beside it.  What a small frame decodes to may be seventy times as large, hence less.
 REPLY_LIMIT: Final = 16 * 1024 * 1024
 DEPTH: Final = 32  # containers inside each other; the deepest result in the command table has six
-BULK_PART: Final = 64 * 1024  # bytes of bulk text in one: whole groups of four, and several fit a socket
+BULK_PART: Final = (
+    64 * 1024
+)  # bytes of bulk data in one: whole groups of four where it is text, and several fit a socket
 INLINE: Final = 32 * 1024  # bytes of bulk data that travel inside the frame: a copy more, some system calls less
 
 # Verbs that are no command: the first frame of a connection, "do you hold state?", "that reply was written to the host",
@@ -154,7 +156,7 @@ def bulk_of(value: object) -> tuple[str, int, str | None]:
         if type(member) is str and type(size) is int and 0 < size <= LIMIT:
             if end is None and len(value) == 2:
                 return member, size, None
-            if type(end) is str and len(end) <= 4 and size % 3 == 0:
+            if type(end) is str and len(end) <= 4 and size % 3 == 0 and size // 3 * 4 <= LIMIT:
                 return member, size, end
     raise ProtocolViolation("not an announcement of bulk data")
 

@@ -82,7 +82,7 @@ _LASTING: Final = b"{[\"'-" + DIGITS + SPACE + _RESETS
 _SCANNED: Final = 1 << 14  # bytes of a piece up to which the plain way is the quicker one whatever is in it
 _ROPE_WINDOW: Final = (
     1 << 18
-)  # bytes of a long string to look at; a piece that is no longer goes into the rope as it is
+)  # bytes of a string that is in the rope to look at: no piece that the channel gives is longer
 _LINE: Final = 1 << 12  # bytes of a line to look at for plain requests when other lines are not plain
 
 
@@ -115,7 +115,8 @@ class ParseError:
 class Parser:
     """`feed` it the host's bytes in whatever pieces they come; the events do not depend on the pieces.
 
-    Holds about one copy of the unfinished request, at most some 64 MiB of tokens."""
+    Holds about one copy of the unfinished request, at most some 64 MiB of tokens; two for the moment in which a long string turns out
+    to be something else than base64."""
 
     __slots__ = (
         "_braces", "_brackets", "_events", "_left", "_number", "_quote", "_size", "_state", "_text", "_token",
@@ -123,7 +124,7 @@ class Parser:
     )  # fmt: skip
 
     def __init__(self, *, long_text: bool = False) -> None:
-        """With `long_text` values may have a LongText (protocol/text.py) for a long string."""
+        """With `long_text` values may have a LongText (protocol/longtext.py) for a long string."""
         self._long_text = long_text
         self._events: list[Value | ParseError] = []
         self._left = PATIENCE  # errors that will still be answered
@@ -437,7 +438,8 @@ class Parser:
         # It has to be decoded, and so to be in one piece.
         self._whole = self._token
         if rope is not None:
-            self._text[self._token + 1 :] = rope.text
+            del self._text[self._token + 1 :]
+            rope.pour(self._text)
             self._rope = None
             self._uncounted = 0
         return False

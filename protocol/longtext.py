@@ -82,16 +82,22 @@ class Rope:
     def add(self, part: bytes) -> None:
         """Take what comes next as it is."""
         if self._data is not None:
-            self._text = [*map(encode, self._data), self._end]
-            self._data = None
+            parts, self._data = self._data, None
+            for place, data in enumerate(parts):  # one goes as the other comes
+                parts[place] = encode(data)
+            self._text = [*parts, self._end]
         _put(self._text, part)
 
-    @property
-    def text(self) -> bytes:
-        """All that came."""
-        return b"".join(
-            [*map(encode, self._data or ()), *self._text, *((self._end,) if self._data is not None else ())]
-        )
+    def pour(self, text: bytearray) -> None:
+        """Put all that came behind this, as it came, and keep nothing of it."""
+        decoded = self._data is not None
+        parts = self._text if self._data is None else self._data
+        parts.reverse()
+        while parts:
+            part = parts.pop()
+            text += encode(part) if decoded else part
+        if decoded:
+            text += self._end
 
     def whole(self) -> LongText:
         return LongText(self._text) if self._data is None else LongText([self._end], self._data)

@@ -2,7 +2,8 @@
 
 Hosts ask the same things again and again, in the same words.  A request that was parsed once need not be parsed again; where the
 reply hangs on nothing else it is remembered too: ping, info, time and host name (which are functions), and syncs but for
-their number.  All of it is bounded.
+their number.  Of a request to a worker the worker's last reply is kept and what was made of it (`keep`), which is told again when the
+worker says the same again.  All of it is bounded.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class Remembered:
         self._syncs[data[:at] + data[end:]] = ((errors + head, tail), cell)
 
     def keep(self, known: Known, reply: bytes | None, line: bytes) -> None:
-        """A worker's reply and what was made of it; None: it is too large to be kept.  Of large ones the last one only is."""
+        """A worker's reply and what was made of it; None: nothing is to be kept (it came in several datagrams, or to a request that
+        did not go the short way).  Of large ones the last one only is."""
         if reply is None:
             line = b""
         elif len(reply) > _LARGE:

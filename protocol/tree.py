@@ -45,8 +45,8 @@ class Malformed(Exception):
 def value_of(text: bytearray, tokens: int, long_text: bool = False, rope: Rope | None = None) -> object:
     """The value of a request of so many tokens; raises Malformed.
 
-    With `long_text` long values of members may be a LongText, which owns `text` then.  With a rope the string that begins
-    there goes on in it."""
+    With `long_text` long values of members may be a LongText, which may own `text` then.  With a rope the string that begins
+    at its place is in it."""
     if (
         rope is None and text[0] == _OPEN_DICT and len(text) < 64 * tokens
     ):  # long strings are better cut out than decoded with the rest

@@ -38,7 +38,7 @@ _SLICE: Final = 1 << 20  # characters decoded at a time in the lenient way, a mu
 def decoded(text: str | Incoming) -> tuple[int, Iterable[bytes | memoryview]]:
     """How many bytes the text stands for, and those, once, in pieces that are good until the next is taken.
 
-    Raises CommandError as `decode` does, before there is any of it."""
+    Raises CommandError as `decode` does, before there is any of it.  What is still in the socket may raise what `Incoming` does."""
     if isinstance(text, str):
         pieces = [decode(text)]
     elif text.end is None:

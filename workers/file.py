@@ -202,7 +202,10 @@ def guest_file_read(ctx: Context, handle: int, count: int = 4096) -> dict[str, o
 def guest_file_write(
     ctx: Context, handle: int, buf_b64: str | frame.Incoming, count: int | None = None
 ) -> dict[str, object]:
-    """Writes the first `count` decoded bytes.  When only a part could be written the error says how much."""
+    """Writes the first `count` decoded bytes.  When only a part could be written the error says how much.
+
+    A large text is written while it comes.  Should the front go in the middle, nobody is told how it went: what can be
+    taken back is."""
     file = _find(ctx, handle)
     size, pieces = decoded(buf_b64)
     if count is None:
@@ -212,7 +215,7 @@ def guest_file_write(
     rules = _table(ctx).rules
     if file.rule is not None and rules is not None:
         _check_growth(ctx, rules, file, file.rule, count)
-    done = 0
+    done, waiting = 0, len(file.pending)
     try:
         if file.writable and len(file.pending) + count < _table(ctx).buffer:
             for piece in pieces:
@@ -229,6 +232,10 @@ def guest_file_write(
     except OSError as e:
         part = f" ({done} of {count} bytes were written)" if done else ""
         raise CommandError(CommandError.from_errno("failed to write to file", e.errno or 0).desc + part) from None
+    except frame.FrontGone:
+        _take_back_write(file, done, waiting)
+        ctx.log.warning(f"guest-file-write, handle: {handle}: broken off after {done} of {count} bytes")
+        raise
     file.writes += 1
     file.bytes_written += count
     return {"count": count, "eof": False}
@@ -341,6 +348,17 @@ def _give_mode(fd: int, name: bytes, path: str, mode: str) -> None:
         _take_back(fd, name)
         failed = f"failed to set permission 0{_NEW_FILE_MODE:03o} on new file '{path}' (mode: '{mode}')"
         raise CommandError.from_errno(failed, e.errno or 0) from None
+
+
+def _take_back_write(file: OpenFile, done: int, waiting: int) -> None:
+    """The position is where it was, so that whoever repeats the write writes the same place; what is appended stays."""
+    if len(file.pending) > waiting:
+        del file.pending[waiting:]
+    elif done and not file.append:
+        try:
+            os.lseek(file.fd, -done, os.SEEK_CUR)
+        except OSError:
+            pass  # a pipe
 
 
 def _flush(file: OpenFile) -> None:

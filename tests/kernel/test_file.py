@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from privsep import frame, wiring
 from privsep.runtime import Context
 from protocol.errors import CommandError
 from tests.support.handlers import bulk, whole
@@ -428,3 +429,26 @@ def test_any_sequence_does_what_a_python_file_does(
                     file.guest_file_flush(ctx, handle)
     file.guest_file_close(ctx, handle)
     assert mine.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "buffer", "size"), [("w+", "0", 1), ("a+", "0", 1 + frame.BULK_PART), ("w+", "1000000", 1)]
+)
+def test_a_front_that_goes_in_the_middle_of_a_write(
+    make: Make, tmp_path: Path, mode: str, buffer: str, size: int
+) -> None:
+    ctx = make(**{"file-buffer": buffer})
+    path = tmp_path / "file"
+    handle = file.guest_file_open(ctx, path=str(path), mode=mode)
+    file.guest_file_write(ctx, handle, b64(b"1"))
+    ours, theirs = wiring.pair()
+    ours.send(b"x" * frame.BULK_PART)
+    ours.close()
+    incoming = frame.Incoming(theirs, 3 * frame.BULK_PART, "", bytearray(frame.DATAGRAM))
+    with pytest.raises(frame.FrontGone):
+        file.guest_file_write(ctx, handle, incoming)
+    assert "broken off after 65536 of 196608 bytes" in ctx.log.lines[-1]  # type: ignore[attr-defined]
+    file.guest_file_write(ctx, handle, b64(b"2"))
+    file.guest_file_close(ctx, handle)
+    assert path.read_bytes().replace(b"x" * (frame.BULK_PART - 1), b"") in (b"12", b"1x2")
+    assert path.read_bytes()[size:][:1] == b"2"

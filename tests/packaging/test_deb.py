@@ -134,6 +134,12 @@ def test_remove_and_purge_leave_nothing_behind(root: Root) -> None:
     assert not os.path.lexists(alias), "it would hide the peer's unit"
     install(root, NEW)
     assert os.path.lexists(alias)
+    alias.unlink()  # an administrator's decision
+    install(root, NEW)
+    assert not os.path.lexists(alias)
+    root.run("dpkg", "--remove", "privsep-ga")
+    install(root, NEW)
+    assert not os.path.lexists(alias)
     root.run("dpkg", "--remove", "privsep-ga")
     configuration = {p for p in root.files().keys() - before.keys() if not p.startswith("/etc/systemd/system/")}
     assert {p for p in configuration if not p.startswith(("/etc/", "/var/lib/systemd/"))} == set(), "after remove"
@@ -163,18 +169,28 @@ def test_it_takes_the_peers_place_and_gives_it_back(root: Root) -> None:
     root.run("apt-get", "install", "-y", "-q", "--no-install-recommends", "qemu-guest-agent")
     hook = root.folder / "etc/qemu/fsfreeze-hook.d/database"
     hook.write_text("#!/bin/sh\n")
-    assert "privsep-ga" in root.run("apt-get", "install", "-y", "-q", f"/tmp/{NEW}.deb")
+    changed = root.folder / "etc/qemu/fsfreeze-hook"
+    changed.write_text(changed.read_text() + "# changed\n")
+    keep = "Dpkg::Options::=--force-confold"
+    assert "privsep-ga" in root.run("apt-get", "install", "-y", "-q", "-o", keep, f"/tmp/{NEW}.deb")
+    assert changed.read_text().endswith("# changed\n")
     assert "deinstall" in root.run("dpkg-query", "-W", "-f", "${Status}", "qemu-guest-agent")
     assert hook.exists()
     assert os.readlink(root.folder / "etc/systemd/system/qemu-guest-agent.service").endswith("/privsep-ga.service")
     assert "privsep-ga" in root.run("qemu-ga", "--help")
     # The rest of the peer may go without taking anything of ours along.
     root.run("dpkg", "--purge", "qemu-guest-agent")
-    assert root.run("dpkg", "--verify", "privsep-ga") == ""
+    assert "fsfreeze-hook" in root.run("dpkg", "--verify", "privsep-ga")  # changed, and nothing else is
     alias = root.folder / "etc/systemd/system/qemu-guest-agent.service"
     assert os.path.lexists(alias)
     assert hook.exists()
-    root.run("apt-get", "install", "-y", "-q", "--no-install-recommends", "qemu-guest-agent")
+    root.run("apt-get", "install", "-y", "-q", "-o", keep, "--no-install-recommends", "qemu-guest-agent")
+    assert changed.read_text().endswith("# changed\n")
     assert not os.path.lexists(alias)
     assert not (root.folder / "usr/libexec/privsep-ga").exists()
     assert "privsep" not in root.run("qemu-ga", "--help")
+    state = root.folder / "run/qga.state"  # the peer's
+    state.write_text("[general]\nfd_counter=1001\n")
+    root.run("dpkg", "--purge", "privsep-ga")
+    assert state.exists()
+    assert "privsep-ga" not in root.run("sh", "-c", "ls -a /etc")

@@ -36,10 +36,10 @@ def fleet(image: str) -> Iterator[list[Domain]]:
 
 
 def audit(
-    tools: Path, folder: Path, fleet: list[Domain]
+    tools: Path, folder: Path, fleet: list[Domain], *more: str
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, object]]]:
     """What Ansible counts for each guest, and each guest's report."""
-    done = playbook.run(tools, folder, fleet, str(AUDIT), "-e", f"privsep_ga_policy={POLICY}")
+    done = playbook.run(tools, folder, fleet, str(AUDIT), "-e", f"privsep_ga_policy={POLICY}", *more)
     counts = playbook.recap(done)
     assert set(counts) == set(GUESTS), done.stdout[-3000:] + done.stderr[-1000:]
     assert done.returncode == (2 if any(row["failed"] for row in counts.values()) else 0), done.stdout[-3000:]
@@ -47,16 +47,24 @@ def audit(
 
 
 def test_an_audit_of_three_guests(fleet: list[Domain], tools: Path, tmp_path: Path, seen: Seen) -> None:
-    """Ansible's audit of three guests: all are as they should be; then one has another policy, and that one fails"""
+    """Ansible's audit of three guests: all are as they should be; then two have another policy, a broken and a wider one, and those fail"""
     begun = time.monotonic()
     counts, reports = audit(tools, tmp_path, fleet)
     took = time.monotonic() - begun
     assert [row["failed"] + row["unreachable"] for row in counts.values()] == [0, 0, 0], reports
     for report in reports.values():
         assert "guest-exec" in " ".join(report["allowed"])  # type: ignore[arg-type]
-    # Somebody changes one guest's policy and reloads nothing: it is wrong from now on.
-    fleet[1].put("allow = [\n", f"{Path(POLICY).parent}/policy.d/90-somebody.toml")
-    counts, reports = audit(tools, tmp_path, fleet)
-    assert {name for name, row in counts.items() if row["failed"]} == {"web2"}
-    assert "90-somebody.toml" in str(reports["web2"]["policy"])
-    seen(f"3 reports in {took:.0f} s; the second time web2 fails: {reports['web2']['policy']}")
+    allowed = tmp_path / "allowed.txt"
+    allowed.write_text("\n".join(reports["db1"]["allowed"]) + "\n")  # type: ignore[arg-type]
+    # Somebody changes two guests' policies and reloads nothing: they are wrong from now on.
+    dropin = f"{Path(POLICY).parent}/policy.d/90-somebody.toml"
+    fleet[0].put("allow = [\n", dropin)
+    fleet[1].put('[commands]\nallow = ["guest-set-user-password"]\n', dropin)
+    counts, reports = audit(tools, tmp_path, fleet, "-e", f"privsep_ga_allowed={allowed}")
+    assert {name for name, row in counts.items() if row["failed"]} == {"web1", "web2"}
+    assert "90-somebody.toml" in str(reports["web1"]["policy"])
+    assert "90-somebody.toml" not in str(reports["web2"]["policy"])
+    assert "guest-set-user-password" in " ".join(reports["web2"]["allowed"])  # type: ignore[arg-type]
+    seen(
+        f"3 reports in {took:.0f} s; the second time web1 fails ({reports['web1']['policy']}), and web2, which allows more"
+    )

@@ -145,6 +145,11 @@ FORCED: dict[str, set[str]] = {
     "hotplug": {"write to a processor"},
     "ssh": {"become another user"},
     "user": {"read the passwords", "make a file in /etc"},
+    # All of sysfs has one type: what may write one file of it may, as far as that goes, write the others.
+    "fs": {"thaw", "write to a processor"},
+    "thawer": set(),  # it thaws what fs hands it, and finds nothing by itself
+    "power": {"start a program", "write to a processor"},
+    "file": {"make a file in /etc", "write to a processor"},
 }
 # What has it started; the front is started with the service.
 TRIGGER: dict[str, tuple[str, dict[str, object]]] = {
@@ -155,6 +160,10 @@ TRIGGER: dict[str, tuple[str, dict[str, object]]] = {
     "hotplug": ("guest-set-vcpus", {"vcpus": [{"logical-id": 1, "online": True}]}),
     "ssh": ("guest-ssh-get-authorized-keys", {"username": "tester"}),
     "user": ("guest-set-user-password", {"username": "tester", "password": "", "crypted": False}),
+    "fs": ("guest-fsfreeze-status", {}),
+    "thawer": ("guest-fsfreeze-freeze-list", {"mountpoints": ["/mnt/ext4"]}),
+    "power": ("guest-suspend-disk", {}),
+    "file": ("guest-file-open", {"path": "/etc/hostname"}),
 }
 
 

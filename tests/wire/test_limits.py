@@ -157,30 +157,38 @@ def test_a_mebibyte_of_anything_takes_less_than_two_seconds(name: str) -> None:
 MEMORY = """
 import resource, sys
 from protocol.dialect import Parser
-parser = Parser()
+parser = Parser({options})
 piece = {piece}
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 parser.feed({first})
 for _ in range({count}):
     parser.feed(piece)
+parser.feed({last})
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) // 1024)
 """
 
 
 @pytest.mark.parametrize(
-    ("first", "piece", "count", "most"),
+    ("options", "first", "piece", "count", "last", "most"),
     [
-        (b'{"a":"', "b'x' * 65536", 960, 90),
-        (b'{"a":"', "b'x' * 65536", 2000, 100),  # the second one goes the same way
-        (b"", "b'a' * 65536", 1000, 4),  # a word of 64 MiB is not kept
-        (b"{", "b' ' * 65536", 1000, 4),
-        (b"", "b'}' * 65536", 1000, 4),
-        (b'{"a":[', "b'[],     ' * 8192", 100, 40),
+        ("", b'{"a":"', "b'x' * 65536", 960, b"", 90),
+        ("", b'{"a":"', "b'x' * 65536", 2000, b"", 100),  # the second one goes the same way
+        ("", b"", "b'a' * 65536", 1000, b"", 4),  # a word of 64 MiB is not kept
+        ("", b"{", "b' ' * 65536", 1000, b"", 4),
+        ("", b"", "b'}' * 65536", 1000, b"", 4),
+        ("", b'{"a":[', "b'[],     ' * 8192", 100, b"", 40),
+        ("long_text=True", b'{"a":"', "b'x' * 65536", 960, b"", 60),  # decoded
+        ("long_text=True", b'{"a":"', "b'x' * 65536", 960, b'"}', 60),
+        ("long_text=True", b'{"a":"', "b'-' * 65536", 960, b"", 75),
+        ("long_text=True", b'{"a":"', "b'x' * 65536", 960, b"-", 75),  # it was no base64 after all
+        ("long_text=True", b'{"a":"', "b'x' * 65536", 960, b"\\n", 130),  # and is to be in one piece
     ],
 )
-def test_memory_is_bounded_by_what_is_pending(first: bytes, piece: str, count: int, most: int) -> None:
+def test_memory_is_bounded_by_what_is_pending(
+    options: str, first: bytes, piece: str, count: int, last: bytes, most: int
+) -> None:
     """In MiB, above a bare interpreter with the parser."""
-    program = MEMORY.format(first=first, piece=piece, count=count)
+    program = MEMORY.format(options=options, first=first, piece=piece, count=count, last=last)
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=60
     )

@@ -160,13 +160,15 @@ def test_a_rope_says_what_it_was_made_of_and_what_that_means(parts: list[bytes])
             rope.add(part)
     text = b"".join(parts)
     whole = rope.whole()
-    assert rope.text == text
     assert str(whole).encode() == text
     assert len(whole) == len(text)
     if whole.data is not None:
         (end,) = whole.text
         assert len(end) <= 4
         assert b"".join(whole.data) + base64.decode(bytes(end).decode()) == base64.decode(text.decode())
+    poured = bytearray(b"before")
+    rope.pour(poured)
+    assert poured == b"before" + text
 
 
 @pytest.mark.parametrize("simd", sorted({False, ours.SIMD}))
