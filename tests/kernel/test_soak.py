@@ -26,9 +26,10 @@ GROWTH = 1.0  # MiB that all processes together may grow
 
 
 def private_mib(pid: int) -> float:
-    """What it has for itself."""
+    """What it has for itself, but for huge pages: the kernel makes one of small ones when it likes, and that is no growth."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("Private_Dirty"))
+    found = {name: int(rest.split()[0]) / 1024 for name, _, rest in (line.partition(":") for line in lines[1:])}
+    return found["Private_Dirty"] - found["AnonHugePages"]
 
 
 class Figures:

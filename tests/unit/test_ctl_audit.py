@@ -90,7 +90,10 @@ def test_following_a_file_that_grows_is_rotated_and_emptied(tmp_path: Path) -> N
     path = tmp_path / "audit.jsonl"
     path.write_bytes(record(1) + record(2)[:20])
     words = [sys.executable, "-m", "privsep.ctl", "audit", "--follow", "--json", "--result", "ok", "--file", str(path)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    # Whoever runs this in the background of a shell has it ignored.
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     assert process.stdout is not None
 
     def told() -> int:
