@@ -43,9 +43,7 @@ LIMIT: Final = 72 * 1024 * 1024  # bytes of one whole frame: the largest request
 # Bytes of one whole reply; bulk data is beside it.  What a small frame decodes to may be seventy times as large, hence less.
 REPLY_LIMIT: Final = 16 * 1024 * 1024
 DEPTH: Final = 32  # containers inside each other; the deepest result in the command table has six
-BULK_PART: Final = (
-    64 * 1024
-)  # bytes of bulk data in one: whole groups of four where it is text, and several fit a socket
+BULK_PART: Final = 64 * 1024  # bytes of bulk data in one: whole groups of four (as text), and several fit a socket
 INLINE: Final = 32 * 1024  # bytes of bulk data that travel inside the frame: a copy more, some system calls less
 
 # Verbs that are no command: the first frame of a connection, "do you hold state?", "that reply was written to the host",
@@ -142,6 +140,12 @@ class Incoming:
                 raise ProtocolViolation("bulk data in datagrams of another size")
             self._left -= size
             yield view[:size]
+
+    @property
+    def came(self) -> int:
+        """Bytes of data that were taken from the socket until now."""
+        came = self.size - self._left
+        return came if self.end is not None else came * 3 // 4
 
     def drain(self) -> None:
         """Take what is left, for a request that failed before it looked."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 4096  # bytes that are quicker copied than viewed
 _UNWANTED_MS: Final = 10_000
+BROKEN_OFF: Final = "broken off: the front is gone, or broke the protocol"
 _REPEATED: Final = 60.0  # seconds between two lines of the log about the same refusal
 
 
@@ -340,6 +341,7 @@ class Worker:
         result = tally.OK
         taken = 0
         rule = ""  # the one about arguments that decided
+        broken: BaseException | None = None  # the front went, or broke the protocol, in the middle of bulk data
         value: object
         try:
             handler = verb.handler
@@ -376,6 +378,8 @@ class Worker:
         except CommandError as e:
             ok, value = False, [e.kind, e.desc]
             result = tally.ERROR
+        except frame.FrontGone as e:
+            broken = e
         except Exception as e:  # a bug: told without the values, which may be secret
             place = e.__traceback__
             while place is not None and place.tb_next is not None:
@@ -383,14 +387,20 @@ class Worker:
             where = f"{os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}" if place else "?"
             context.log.error(f"{command.name}: {type(e).__name__} at {where}")
             if isinstance(e, ProtocolViolation):
-                raise
+                broken = e
             ok, value = (
                 False,
                 ["GenericError", f"{command.name} failed inside the agent ({type(e).__name__} at {where})"],
             )
             result = tally.ERROR
-        if bulk is not None:
-            bulk.drain()
+        if bulk is not None and broken is None:
+            try:
+                bulk.drain()
+            except (frame.FrontGone, ProtocolViolation) as e:
+                broken = e
+        if broken is not None:  # what was done until then stays said
+            ok, value, result = False, ["GenericError", BROKEN_OFF], tally.ERROR
+            taken = 0 if bulk is None else bulk.came
         if command.confirm:
             self._unconfirmed[number] = command
         given = _bulk_bytes(command, value) if ok and command.gives else 0
@@ -405,6 +415,8 @@ class Worker:
             audit.end(
                 number, command.name, error=error, took=time.monotonic() - begun, taken=taken, given=given, rule=rule
             )
+        if broken is not None:
+            raise broken
         if ok and command.gives:
             self._reply_bulk(number, command, value)
         else:

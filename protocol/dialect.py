@@ -80,9 +80,7 @@ _GOES_ON: Final = b".eE"  # a number, after digits
 # What may matter after the errors that are answered: it may begin a request, or go on beyond its line.
 _LASTING: Final = b"{[\"'-" + DIGITS + SPACE + _RESETS
 _SCANNED: Final = 1 << 14  # bytes of a piece up to which the plain way is the quicker one whatever is in it
-_ROPE_WINDOW: Final = (
-    1 << 18
-)  # bytes of a string that is in the rope to look at: no piece that the channel gives is longer
+_ROPE_WINDOW: Final = 1 << 18  # bytes of a string that is in the rope to look at: as many as the channel gives
 _LINE: Final = 1 << 12  # bytes of a line to look at for plain requests when other lines are not plain
 
 

@@ -21,11 +21,13 @@ from privsep import blob, dispatch, frame, wiring
 from privsep.fingerprint import fingerprint
 from privsep.runtime import Context, Worker
 from privsep.wiring import Socket
+from protocol import tally
 from protocol.commands import BY_NAME, verbs_of
 from protocol.errors import ProtocolViolation
 from protocol.longtext import LongText, Rope
 from protocol.request import Request
 from tests.support.agent import Agent, AgentError, wait_for
+from workers import file
 from workers.base64 import decoded
 
 WRITE = next(n for n, c in enumerate(verbs_of("file")) if c.name == "guest-file-write")
@@ -453,3 +455,27 @@ def test_replies_to_nothing_are_a_violation(ends: tuple[dispatch.Link, Socket]) 
     worker.send(frame.encode([0, True, False])[0])
     with pytest.raises(ProtocolViolation, match="to nothing"):
         ours.read(0.0)
+
+
+@pytest.mark.parametrize("last", [b"", b"x" * 7])
+def test_what_breaks_off_is_counted(tmp_path: Path, last: bytes) -> None:
+    log: Any = SimpleNamespace(**dict.fromkeys(("error", "warning", "info", "debug"), lambda text: None))
+    ctx = Context(log=log, settings={"statedir": str(tmp_path)})
+    file.prepare(ctx)
+    handle = file.guest_file_open(ctx, path=str(tmp_path / "file"), mode="w")
+    worker = Worker("file", file, ctx, frozenset(("guest-file-write",)))
+    worker._front, front = wiring.pair()
+    worker._request([1, frame.HELLO, {"tables": fingerprint()}])
+    front.send(b"x" * frame.BULK_PART)
+    if last:
+        front.send(last)
+    front.shutdown(socket.SHUT_WR)
+    request = [2, WRITE, {"handle": handle}, ["buf-b64", 3 * frame.BULK_PART, ""]]
+    if last:
+        with pytest.raises(ProtocolViolation):
+            worker._request(request)
+    else:
+        assert worker._request(request) is False
+    cell = BY_NAME["guest-file-write"].cell
+    assert (ctx.counts[cell + tally.ERROR], ctx.counts[cell + tally.TAKEN]) == (1, frame.BULK_PART)
+    file.guest_file_close(ctx, handle)

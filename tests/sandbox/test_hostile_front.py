@@ -253,6 +253,11 @@ BULK_LIES: dict[str, tuple[object, tuple[bytes, ...]]] = {
     "no-member": ([], ()),
     "not-a-list": ({"buf-b64": 100_000}, ()),
     "three-members": (["buf-b64", 100_000, 1], ()),
+    "no-whole-groups": (["buf-b64", 100_000, ""], ()),
+    "an-end-that-is-no-text": (["buf-b64", 99_999, 1], ()),
+    "an-end-that-is-none": (["buf-b64", 99_999, None], ()),
+    "an-end-that-is-long": (["buf-b64", 99_999, "AAAAA"], ()),
+    "data-beyond-every-text": (["buf-b64", frame.LIMIT // 3 * 3, ""], ()),
     "pieces-that-are-too-long": (["buf-b64", 100_000], (b"A" * 100_000, b"A" * 100_000)),
     "pieces-that-are-too-short": (["buf-b64", 200_000], (b"A", b"A", b"A")),
 }
@@ -276,6 +281,17 @@ def test_bulk_data_that_is_not_as_announced_ends_the_worker_and_costs_no_memory(
         else:
             assert w.status() == BROKEN
     assert os.path.getsize("/tmp/bulk") == 0
+
+
+@isolated
+def test_a_write_that_breaks_off_is_said_and_goes_no_further_than_it_came() -> None:
+    with worker("file", "guest-file-open", "guest-file-write") as w:
+        ok, handle = w.request(VERB["guest-file-open"], {"path": "/tmp/bulk", "mode": "w"})
+        assert ok
+        w.say([9, VERB["guest-file-write"], {"handle": handle}, ["buf-b64", 3 * frame.BULK_PART, ""]])
+        w.raw(b"A" * frame.BULK_PART, b"A")  # whatever is written was let through as any write is
+        assert w.status() == BROKEN
+    assert os.path.getsize("/tmp/bulk") == frame.BULK_PART
 
 
 @isolated
