@@ -19,6 +19,7 @@ from privsep.board import Board
 from privsep.counters import Page
 from privsep.domains import BY_NAME
 from privsep.log import Log
+from privsep.sandbox import kernel
 from privsep.sandbox.apply import NotAsDeclared, apply
 
 TYPE_CHECKING = False
@@ -88,7 +89,14 @@ def _live(name: str, filters: str, root: str) -> int:
     context: Context | None = None
     if name == "front":
         front = front_module.Front(
-            control, allowed=allowed, settings=settings, board=board, log=log, audit=audit, counters=counters
+            control,
+            allowed=allowed,
+            settings=settings,
+            board=board,
+            log=log,
+            audit=audit,
+            counters=counters,
+            give_back=kernel.give_back,
         )
         run = front.run
     elif name == "thawer":
@@ -117,6 +125,7 @@ def _live(name: str, filters: str, root: str) -> int:
 
     gc.freeze()
     gc.enable()  # the entry script turned it off
+    kernel.give_back()  # what the imports have left
     try:
         walls = apply(
             row,

@@ -2,7 +2,11 @@
 
 One `Link` a domain.  A link is *down* until a request wants it; then the supervisor is asked for a worker by one byte and the
 requests wait.  One request at a time is with the worker, the others stand in the link's own queue.  A worker that has been
-idle for its row's time is asked whether it holds state; when it does not, the socket is closed and the worker leaves.
+idle for a while is asked whether it holds state; when it does not, the socket is closed and the worker leaves.
+
+How long a while: what was asked once is not likely to be asked again within seconds, and a worker is some MiB.  So the first
+leaves after `FIRST_STAY`.  Where another is wanted within `SOON` of that, it was too early, and the next stays several times
+as long, up to its row's time: a host that asks every ten seconds soon finds the same worker each time.
 """
 
 from __future__ import annotations
@@ -33,6 +37,10 @@ DOWN: Final = "down"
 ASKED: Final = "asked"
 UP: Final = "up"
 
+FIRST_STAY: Final = 2.5  # seconds; who leaves within two of its start counts as one that failed (privsep/life.py)
+SOON: Final = 60.0  # seconds
+_LONGER: Final = 4  # times
+
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 _FD_SPACE: Final = _socket.CMSG_SPACE(8)  # for two, so that a second one is seen and not just lost
 
@@ -49,7 +57,7 @@ class Link:
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
         "unread", "absent", "stays", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint",
-        "usual", "tail", "_bulky", "_head", "_window", "_stream",
+        "usual", "tail", "stay", "_left_at", "_bulky", "_head", "_window", "_stream",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -63,6 +71,8 @@ class Link:
         self.current_id = 0
         self.deadline: float | None = None
         self.used_at = 0.0
+        self.stay = min(FIRST_STAY, self.row.idle)  # seconds without a request after which it is asked to leave
+        self._left_at: float | None = None  # when one left because of that
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
         self.stays = False  # it was started before anybody asked, and does not leave when it is idle
@@ -95,6 +105,10 @@ class Link:
         self.watched = 0
         self.state = UP
         self.used_at = now
+        if self._left_at is not None:
+            again = now - self._left_at < SOON
+            self.stay = min(self.stay * _LONGER if again else FIRST_STAY, self.row.idle)
+            self._left_at = None
         self.overdue = False
         self.unread = False
         self._assembler = frame.Assembler(frame.REPLY_LIMIT, walk=False)
@@ -258,6 +272,7 @@ class Link:
             self.used_at = now
             if ok and result is True and self.current is None and not self.queue:
                 self.close()
+                self._left_at = now
             return None
         if self.current is None or number != self.current_id or self._greeting:
             raise ProtocolViolation("a reply to nothing")
@@ -369,7 +384,7 @@ class Link:
         """When to ask whether it may go."""
         if self.state != UP or not self.row.idle or self.stays or self.current is not None or self.queue or self._probe:
             return None
-        return self.used_at + self.row.idle
+        return self.used_at + self.stay
 
     def probe(self) -> None:
         self._probe = self._next_id()

@@ -51,7 +51,8 @@ class Domain:
     network     "host": the network namespace of the agent; "none": an empty one of its own
     limits      hard resource limits (setrlimit(2)); those of a row that starts programs are its programs' too, so it has none
     channel     "front": its requests come from the front; "fs": only the fs worker may ask; "none": neither
-    idle        seconds without a request after which it may go (it does not while it holds state); 0: never by itself
+    idle        seconds without a request after which it goes at the latest, unless it holds state (`privsep/dispatch.py` says
+                when it goes earlier); 0: never by itself
     programs    starts other programs: they inherit its walls, so those are declared for both
     locked      its memory is locked before the first freeze
     """

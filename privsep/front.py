@@ -28,6 +28,7 @@ from protocol.session import FROZEN, Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from privsep.board import Board
@@ -54,7 +55,10 @@ class Front:
         log: Log,
         audit: Audit | None = None,
         counters: Page | None = None,
+        give_back: Callable[[], None] = lambda: None,
     ) -> None:
+        """`give_back`: lets go of memory that is free."""
+        self._give_back = give_back
         self._counts: memoryview | list[int] = nowhere() if counters is None else counters.numbers
         self._audit = Audit(-1, self._counts) if audit is None else audit
         self._told: set[tuple[str, str]] = set()  # refusals of what hosts ask all the time: told once
@@ -383,12 +387,13 @@ class Front:
                 reply = link.read(now)
                 if link.socket is None:  # it was idle and has been let go
                     self._forget(fd)
+                    self._give_back()  # the memory that its replies took
                     return
                 if reply is not None:
                     self._reply(link, reply, now)
                     if link.queue or link.absent:
                         self._push(link, now)
-                if self._due is None or self._due > now + link.row.idle:
+                if self._due is None or self._due > now + link.stay:
                     idle_at = link.idle_at()
                     if idle_at is not None:
                         self._remind(idle_at)

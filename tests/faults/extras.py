@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from tests.support.faultkit import FaultAgent, Points, Writers
 from tests.support.loopfs import LoopFs
 
 UNDYING: Final = 4.0  # seconds: a second try may be needed
+STOPPING: Final = 10.0  # seconds; a service manager's patience is longer (TimeoutStopSec of the unit)
 _PIDFD_GETFD: Final = 438  # asm-generic/unistd.h
 
 
@@ -57,9 +58,21 @@ def _ioctl(point: str, request: int) -> None:
         os.close(fd)
 
 
-def _fs_hangs(out: Outcome, auto_thaw: int, act: Callable[[FaultAgent, int], None], bound: float) -> None:
-    """A FIFREEZE of fs waits in the kernel for another file system, which was frozen under its feet; then `act` is done, and within
-    so many seconds all is writable and the host is told."""
+class _Hanging:
+    """What `_hanging` has made: `worker` is fs, `begun` when its FIFREEZE came to wait."""
+
+    def __init__(self, agent: FaultAgent, worker: int, writers: Writers, mounts: list[str], begun: float) -> None:
+        self.agent, self.worker, self.writers, self.mounts, self.begun = agent, worker, writers, mounts, begun
+
+    def all_writable_within(self, bound: float, out: Outcome) -> None:
+        assert self.writers.watch(bound)
+        out.writable = {w.point.rpartition("/")[2]: round(w.late - self.begun, 3) for w in self.writers.all}
+        assert max(w.late - self.begun for w in self.writers.all) <= bound
+
+
+@contextlib.contextmanager
+def _hanging(auto_thaw: int) -> Iterator[_Hanging]:
+    """A FIFREEZE of fs waits in the kernel for another file system, which was frozen under its feet."""
     with LoopFs("ext4", "xfs") as fs:
         lower, free, upper = *fs.points, f"{fs.folder}/upper"
         fs.add(upper, "ext4", f"{lower}/image")
@@ -82,17 +95,32 @@ def _fs_hangs(out: Outcome, auto_thaw: int, act: Callable[[FaultAgent, int], Non
             points.release()
             writers.poke(sure=True)
             wait_for(lambda: _some_thread_hangs(worker), 3.0, "a FIFREEZE that hangs")
-            act(agent, worker)
-            assert writers.watch(bound)
-            out.writable = {w.point.rpartition("/")[2]: round(w.late - begun, 3) for w in writers.all}
-            assert max(w.late - begun for w in writers.all) <= bound
-            out.answer = reply_of(agent.client, 3.0)
-            assert not out.answer.isdigit()
-            wait_for(lambda: agent.call("guest-fsfreeze-status") == "thawed", 5.0, "the flag")
-            out.then = ask_thaw(agent.client)
-            assert out.then == LAPSED
-            assert agent.call("guest-fsfreeze-freeze-list", mountpoints=[lower, free, upper]) == 3
-            assert agent.call("guest-fsfreeze-thaw") == 3
+            yield _Hanging(agent, worker, writers, [lower, free, upper], begun)
+
+
+def _fs_hangs(out: Outcome, auto_thaw: int, act: Callable[[FaultAgent, int], None], bound: float) -> None:
+    """`act` is done, and within so many seconds all is writable and the host is told."""
+    with _hanging(auto_thaw) as hanging:
+        agent = hanging.agent
+        act(agent, hanging.worker)
+        hanging.all_writable_within(bound, out)
+        out.answer = reply_of(agent.client, 3.0)
+        assert not out.answer.isdigit()
+        wait_for(lambda: agent.call("guest-fsfreeze-status") == "thawed", 5.0, "the flag")
+        out.then = ask_thaw(agent.client)
+        assert out.then == LAPSED
+        assert agent.call("guest-fsfreeze-freeze-list", mountpoints=hanging.mounts) == 3
+        assert agent.call("guest-fsfreeze-thaw") == 3
+
+
+def fs_hangs_and_the_agent_is_stopped(out: Outcome) -> None:
+    """SIGTERM to the supervisor, as a service manager does, with no deadline to help."""
+    with _hanging(0) as hanging:
+        os.kill(hanging.agent.pid, signal.SIGTERM)
+        hanging.all_writable_within(STOPPING, out)
+        out.answer = reply_of(hanging.agent.client, 3.0)
+        assert not out.answer.isdigit()
+        wait_for(lambda: state(hanging.agent.pid) in ("Z", "X", ""), STOPPING, "the agent's end")
 
 
 def fs_hangs(out: Outcome) -> None:
@@ -357,6 +385,11 @@ EXTRAS: Final = (
         "fs hangs, thawer stopped",
         "the same, and the thawer is stopped: the supervisor's deadline, of which fs cannot die",
         fs_hangs_and_the_thawer_is_stopped,
+    ),
+    Extra(
+        "fs hangs, agent stopped",
+        "the same without a deadline, and the agent is stopped (SIGTERM) as by a service manager",
+        fs_hangs_and_the_agent_is_stopped,
     ),
     Extra(
         "file hangs",

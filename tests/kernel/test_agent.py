@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from privsep.dispatch import FIRST_STAY
 from privsep.domains import BY_NAME, CAPABILITIES
 from tests.support.agent import Agent, AgentError, Client, program, wait_for
 from tests.support.loopfs import LoopFs
@@ -40,6 +42,7 @@ def status_of(pid: int) -> dict[str, str]:
 @isolated
 def test_every_process_is_exactly_what_its_row_says() -> None:
     everything = int(status_of(os.getpid())["CapPrm"], 16)
+    found: dict[str, dict[str, str]] = {}  # each as it was last seen
     with LoopFs("ext4"), Agent("--policy", "qemu-ga", "-F/bin/true") as agent:
         for command, arguments in (
             ("guest-get-osinfo", {}),
@@ -58,23 +61,24 @@ def test_every_process_is_exactly_what_its_row_says() -> None:
                 agent.call(command, **arguments)
             except AgentError as e:
                 assert "worker" not in e.desc, (command, e.desc)
-        processes = agent.processes()
-        assert set(processes) == {*BY_NAME, "supervisor"}
-        for name, pid in processes.items():
-            if name == "supervisor":
-                continue
-            row, found = BY_NAME[name], status_of(pid)
-            mask = everything if "ALL" in row.caps else sum(1 << CAPABILITIES[c] for c in row.caps)
-            for field in ("CapPrm", "CapEff", "CapBnd"):
-                assert int(found[field], 16) == mask, (name, field)
-            for field in ("CapInh", "CapAmb"):
-                assert int(found[field], 16) == 0, (name, field)
-            assert found["NoNewPrivs"] == "1"
-            uids = set(found["Uid"].split())
-            assert len(uids) == 1 and (uids == {"0"}) == (row.user == "root"), name
-            assert found["Groups"] == ""
-        others = [status_of(processes[n])["Uid"] for n, d in BY_NAME.items() if d.user != "root"]
-        assert len(set(others)) == len(others)
+            for name, pid in agent.processes().items():
+                if name != "supervisor":
+                    with contextlib.suppress(OSError):  # it has just left
+                        found[name] = status_of(pid)
+    assert set(found) == set(BY_NAME)
+    for name, status in found.items():
+        row = BY_NAME[name]
+        mask = everything if "ALL" in row.caps else sum(1 << CAPABILITIES[c] for c in row.caps)
+        for field in ("CapPrm", "CapEff", "CapBnd"):
+            assert int(status[field], 16) == mask, (name, field)
+        for field in ("CapInh", "CapAmb"):
+            assert int(status[field], 16) == 0, (name, field)
+        assert status["NoNewPrivs"] == "1"
+        uids = set(status["Uid"].split())
+        assert len(uids) == 1 and (uids == {"0"}) == (row.user == "root"), name
+        assert status["Groups"] == ""
+    others = [found[n]["Uid"] for n, d in BY_NAME.items() if d.user != "root"]
+    assert len(set(others)) == len(others)
 
 
 @root
@@ -98,6 +102,20 @@ def test_idle_workers_leave_and_come_back() -> None:
         wait_for(lambda: "time" not in agent.processes(), BY_NAME["time"].idle + 5)
         with pytest.raises(AgentError, match="Invalid time"):
             agent.call("guest-set-time", time=-1)
+
+
+@root
+@isolated
+def test_who_is_asked_once_leaves_early_and_who_is_wanted_again_stays() -> None:
+    with Agent("--policy", "qemu-ga") as agent:
+        agent.call("guest-get-osinfo")
+        first = agent.processes()["inventory"]
+        wait_for(lambda: "inventory" not in agent.processes(), FIRST_STAY + 5)
+        agent.call("guest-get-osinfo")
+        second = agent.processes()["inventory"]
+        time.sleep(FIRST_STAY * 2)
+        agent.call("guest-get-osinfo")
+        assert agent.processes()["inventory"] == second != first
 
 
 # -- order

@@ -119,12 +119,13 @@ def test_a_good_policy_takes_over(path: Path) -> None:
 
 
 def test_workers_whose_orders_are_the_same_stay(path: Path) -> None:
-    write(path, "guest-get-osinfo", "guest-network-get-interfaces")
+    stay = '[workers]\npreload = ["inventory", "network"]\n'
+    write(path, "guest-get-osinfo", "guest-network-get-interfaces", more=stay)
     with Reloading(path) as agent:
         agent.call("guest-get-osinfo")
         agent.call("guest-network-get-interfaces")
         before = agent.processes()
-        write(path, "guest-get-osinfo", "guest-get-load", "guest-network-get-interfaces")
+        write(path, "guest-get-osinfo", "guest-get-load", "guest-network-get-interfaces", more=stay)
         agent.reload()
         agent.call("guest-get-load")
         after = agent.processes()
@@ -146,6 +147,7 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "line", "word"), BAD)
 def test_a_bad_policy_changes_nothing_and_is_told(path: Path, text: str, line: int, word: str) -> None:
+    write(path, "guest-get-osinfo", more='[workers]\npreload = ["inventory"]\n')
     with Reloading(path) as agent:
         agent.call("guest-get-osinfo")
         before, allowed = agent.processes(), supported(agent)

@@ -30,6 +30,14 @@ def gactl(agent: Agent, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def staying(folder: Path, profile: str = "default") -> str:
+    """A policy whose workers do not leave while the programs look at them."""
+    path = folder / "policy.toml"
+    path.write_text(f'profile = "{profile}"\n[workers]\npreload = ["inventory", "network", "fs"]\n')
+    path.chmod(0o644)
+    return str(path)
+
+
 def wake(agent: Agent) -> None:
     """A worker of each kind that this machine can have without harm."""
     for name in ("guest-get-osinfo", "guest-network-get-interfaces", "guest-fsfreeze-status"):
@@ -38,8 +46,8 @@ def wake(agent: Agent) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0")
 @pytest.mark.parametrize("profile", ["minimal", "default", "qemu-ga"])
-def test_a_running_agent_is_as_the_table_says(profile: str) -> None:
-    with Agent("--policy", profile) as agent:
+def test_a_running_agent_is_as_the_table_says(profile: str, tmp_path: Path) -> None:
+    with Agent("--policy", staying(tmp_path, profile)) as agent:
         if profile != "minimal":
             wake(agent)
         assert gactl(agent, "selfcheck")[0] == 0, gactl(agent, "selfcheck")
@@ -52,8 +60,8 @@ def test_a_running_agent_is_as_the_table_says(profile: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0")
-def test_status_has_every_column() -> None:
-    with Agent("--policy", "default") as agent:
+def test_status_has_every_column(tmp_path: Path) -> None:
+    with Agent("--policy", staying(tmp_path)) as agent:
         wake(agent)
         status, text = gactl(agent, "status")
         assert status == 0
@@ -160,7 +168,7 @@ def test_a_process_with_more_than_its_row_is_named_with_the_cell(act: str) -> No
     stage.script(str(folder), "privsep-ga", BLIND.replace("{libexec!r}", repr(str(folder / "libexec"))))
     if act == "a-group":
         os.setgroups([4242])
-    with Agent("--policy", "default") as agent:
+    with Agent("--policy", staying(folder)) as agent:
         agent.call("guest-get-osinfo")
         status, text = gactl(agent, "selfcheck", "--json")
         assert status == 1

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 COMMANDS = 10_000
 CHEAP = 90_000
 PROGRAMS = 1_000
-# On a machine so slow that a worker is idle for fifteen seconds meanwhile it would be another one in the end.
+# A worker that was idle for some seconds meanwhile would be another one in the end.
 POLICY = """profile = "qemu-ga"
 
 [workers]
