@@ -1,6 +1,9 @@
 """`make bench`: the rows of docs/performance.md, ours beside the real qemu-ga, in one run on one machine.
 
-    python -m tests.bench [--quick] [--only NAME]... [--json FILE] [--svg FILE]
+    python -m tests.bench [--quick] [--only NAME]... [--tries N] [--stolen PERCENT] [--json FILE] [--svg FILE]
+
+Where the machine is a guest whose host is busy with others, rows of a few milliseconds say more about those than about the agents.
+So what the host took of the processors is told, and a measurement during which that was much is made again; the one with the least counts.
 
 Needs root, loop devices and qemu-ga.  Exit status 1 when a bound is missed (never with --quick).
 """
@@ -19,6 +22,7 @@ from pathlib import Path
 
 from tests.bench.chart import chart
 from tests.bench.measures import MEASURES, Effort
+from tests.bench.processes import Stolen
 from tests.bench.rows import Row, rows
 from tests.support.namespace import private_root, why_not
 from tests.support.peer import PROGRAM
@@ -57,6 +61,20 @@ def measure(name: str, effort: Effort) -> dict[str, dict[str, list[float]]]:
     return result
 
 
+def quietest(name: str, options: argparse.Namespace) -> tuple[float, dict[str, dict[str, list[float]]]]:
+    """Percent that were stolen meanwhile, and what was found: of the first try with little of it, or of the best."""
+    tried = []
+    for _ in range(options.tries):
+        begun, stolen = time.monotonic(), Stolen()
+        found = measure(name, Effort(options.quick))
+        percent = stolen.percent
+        print(f"{name}: {time.monotonic() - begun:.0f} s, {percent:.0f} % stolen", file=sys.stderr)
+        tried.append((percent, found))
+        if percent <= options.stolen:
+            break
+    return min(tried, key=lambda one: one[0])
+
+
 def number(value: float | None) -> str:
     if value is None:
         return "-"
@@ -79,25 +97,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure privsep-ga beside qemu-ga.")
     parser.add_argument("--quick", action="store_true", help="less of everything, to try")
     parser.add_argument("--only", action="append", choices=list(MEASURES), help="one measurement (repeatable)")
+    parser.add_argument("--tries", type=int, default=3, help="of each measurement where much was stolen (default: 3)")
+    parser.add_argument("--stolen", type=float, default=5, help="percent that are not much (default: 5)")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--svg", type=Path, help="draw the ratios there")
     options = parser.parse_args()
+    if options.tries < 1:
+        parser.error("--tries: at least 1")
     reason = why_not() or ("" if os.access(PROGRAM, os.X_OK) else f"{PROGRAM} is not installed")
     if reason:
         print(reason, file=sys.stderr)
         return 2
-    all_rows = rows()
+    all_rows, stolen = rows(), {}
     for name in options.only or MEASURES:
-        begun = time.monotonic()
-        for row, figures in measure(name, Effort(options.quick)).items():
+        stolen[name], found = quietest(name, options)
+        for row, figures in found.items():
             all_rows[row].ours += figures["ours"]
             all_rows[row].theirs += figures["theirs"]
-        print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
     measured = [row for row in all_rows.values() if row.ours or row.theirs]
     print(table(measured))
+    told = ", ".join(f"{name} {percent:.0f} %" for name, percent in stolen.items())
+    print(f"\nOf the processors the host took meanwhile: {told}.")
     if options.json:
-        about = {"kernel": platform.release(), "python": platform.python_version(), "cpus": os.cpu_count()}
-        about["quick"] = options.quick
+        about: dict[str, object] = {"kernel": platform.release(), "python": platform.python_version()}
+        about |= {"cpus": os.cpu_count(), "quick": options.quick, "stolen": stolen}
         data = {
             r.name: {"unit": r.unit, "ours": r.our_median, "theirs": r.their_median, "ratio": r.ratio, "kept": r.kept}
             for r in measured

@@ -185,8 +185,12 @@ def files(rows: Rows, effort: Effort) -> None:
                     for verb in ("read", "write"):
                         row = rows.get(f"file {verb}, {name}")
                         if row is not None:
-                            rate = transfer(agent, verb, size, into, effort.seconds)
+                            used = processes.processor_time(agent.processes().values())
+                            rate, count = transfer(agent, verb, size, into, effort.seconds)
                             row.add(who, rate if row.unit == "1/s" else rate * size / MIB)
+                            if (verb, size) == ("read", MIB):
+                                used = processes.processor_time(agent.processes().values()) - used
+                                rows["processor time of a file read, 1 MiB"].add(who, used / count)
     with both() as pair:
         for who, agent in pair.items():
             handle = agent.call("guest-file-open", path="/tmp/big")
@@ -196,8 +200,8 @@ def files(rows: Rows, effort: Effort) -> None:
             rows["peak of front and file worker, 48 MiB read"].add(who, processes.peak(taking_part))
 
 
-def transfer(agent: Agent, verb: str, size: int, into: bytearray, seconds: float) -> float:
-    """Requests a second."""
+def transfer(agent: Agent, verb: str, size: int, into: bytearray, seconds: float) -> tuple[float, int]:
+    """Requests a second, and how many there were."""
     if verb == "read":
         handle = agent.call("guest-file-open", path="/tmp/big", mode="r")
         request = line("guest-file-read", handle=handle, count=size)
@@ -214,7 +218,7 @@ def transfer(agent: Agent, verb: str, size: int, into: bytearray, seconds: float
     agent.call("guest-file-close", handle=handle)
     if verb == "write":
         assert os.path.getsize("/tmp/out") == count * size
-    return count / took
+    return count / took, count
 
 
 def programs(rows: Rows, effort: Effort) -> None:
@@ -225,12 +229,29 @@ def programs(rows: Rows, effort: Effort) -> None:
                 run(agent, "/bin/true")
                 if number > 2:
                     rows["exec of true, until its status is known"].add(who, (time.perf_counter() - begun) * 1e3)
+        for number in range(effort.rounds + 1):
+            for who, agent in pair.items():
+                took = at_once(agent, 100)
+                if number:
+                    rows["exec of true, 100 at once"].add(who, took * 1e3)
         for _ in range(effort.rounds):
             for who, agent in pair.items():
                 begun = time.perf_counter()
                 size = run(agent, "/usr/bin/head", "-c", str(16 * MIB), "/dev/zero")
                 assert size > 16 * MIB * 4 // 3
                 rows["exec, 16 MiB of output captured"].add(who, 16 / (time.perf_counter() - begun))
+
+
+def at_once(agent: Agent, count: int) -> float:
+    """Seconds until so many programs, asked for in one write, are all known to have ended."""
+    begun = time.perf_counter()
+    agent.client.socket.sendall(line("guest-exec", path="/bin/true") * count)
+    left = [agent.client.reply()["return"]["pid"] for _ in range(count)]
+    while left:
+        left = [pid for pid in left if not agent.call("guest-exec-status", pid=pid)["exited"]]
+        if left:
+            time.sleep(0.001)
+    return time.perf_counter() - begun
 
 
 _into = bytearray(32 * MIB)
