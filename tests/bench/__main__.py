@@ -61,18 +61,20 @@ def measure(name: str, effort: Effort) -> dict[str, dict[str, list[float]]]:
     return result
 
 
-def quietest(name: str, options: argparse.Namespace) -> tuple[float, dict[str, dict[str, list[float]]]]:
-    """Percent that were stolen meanwhile, and what was found: of the first try with little of it, or of the best."""
+def quietest(name: str, options: argparse.Namespace) -> tuple[float | None, dict[str, dict[str, list[float]]]]:
+    """Percent that were stolen meanwhile, and what was found: of the first try with little of it, or of the best.  None and
+    nothing where each try failed."""
     tried = []
     for _ in range(options.tries):
         begun, stolen = time.monotonic(), Stolen()
         found = measure(name, Effort(options.quick))
         percent = stolen.percent
         print(f"{name}: {time.monotonic() - begun:.0f} s, {percent:.0f} % stolen", file=sys.stderr)
-        tried.append((percent, found))
-        if percent <= options.stolen:
-            break
-    return min(tried, key=lambda one: one[0])
+        if found:  # else it has failed, and said why
+            tried.append((percent, found))
+            if percent <= options.stolen:
+                break
+    return min(tried, key=lambda one: one[0], default=(None, {}))
 
 
 def number(value: float | None) -> str:
@@ -108,7 +110,7 @@ def main() -> int:
     if reason:
         print(reason, file=sys.stderr)
         return 2
-    all_rows, stolen = rows(), {}
+    all_rows, stolen = rows(), dict[str, float | None]()
     for name in options.only or MEASURES:
         stolen[name], found = quietest(name, options)
         for row, figures in found.items():
@@ -116,7 +118,7 @@ def main() -> int:
             all_rows[row].theirs += figures["theirs"]
     measured = [row for row in all_rows.values() if row.ours or row.theirs]
     print(table(measured))
-    told = ", ".join(f"{name} {percent:.0f} %" for name, percent in stolen.items())
+    told = ", ".join(f"{name} {percent:.0f} %" for name, percent in stolen.items() if percent is not None)
     print(f"\nOf the processors the host took meanwhile: {told}.")
     if options.json:
         about: dict[str, object] = {"kernel": platform.release(), "python": platform.python_version()}
@@ -128,6 +130,10 @@ def main() -> int:
         options.json.write_text(json.dumps({"about": about, "rows": data}, indent=1) + "\n")
     if options.svg:
         options.svg.write_text(chart(measured))
+    failed = [name for name, percent in stolen.items() if percent is None]
+    if failed:
+        print(f"no figures of {', '.join(failed)}", file=sys.stderr)
+        return 1
     return 0 if options.quick else int(any(row.kept is False for row in measured))
 
 

@@ -42,6 +42,16 @@ def test_of_noisy_ones_the_least_counts_not_the_best_figures(monkeypatch: pytest
     assert (percent, found["row"]["ours"]) == (10.0, [1.0])
 
 
+def test_one_that_failed_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries(monkeypatch, 0.0, 20.0, 30.0)
+    results = iter([{}, {"row": {"ours": [7.0], "theirs": []}}, {}])
+    monkeypatch.setattr(bench, "measure", lambda name, effort: next(results))
+    assert bench.quietest("files", OPTIONS) == (20.0, {"row": {"ours": [7.0], "theirs": []}})
+    tries(monkeypatch, 0.0, 0.0, 0.0)
+    monkeypatch.setattr(bench, "measure", lambda name, effort: {})
+    assert bench.quietest("files", OPTIONS) == (None, {})
+
+
 def ticks_now() -> list[int]:
     return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
 
