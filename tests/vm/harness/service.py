@@ -59,8 +59,9 @@ def memory(guest: Shell, kind: str = "Pss") -> dict[str, int]:
     who else there is ("Anonymous")."""
     found = {}
     for name, pid in processes(guest).items():
-        text = guest.check(f"cat /proc/{pid}/smaps_rollup")
-        found[name] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{kind}:"))
+        text = guest.check(f"cat /proc/{pid}/smaps_rollup 2>/dev/null || true")
+        if text:  # else it was idle and has just left
+            found[name] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{kind}:"))
     return found
 
 
