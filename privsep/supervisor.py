@@ -22,6 +22,7 @@ import os
 import stat
 import time
 
+from policy.seal import for_reading
 from privsep import channel, life, spawn, wiring
 from privsep.accounts import resolve
 from privsep.board import Board
@@ -582,7 +583,7 @@ class Supervisor:
         self._settle()
         front = self.children["front"]
         if front.alive:
-            front.give(wiring.TAG_POLICY, spawn.above(orders.sealed("front", {})))
+            front.give(wiring.TAG_POLICY, spawn.above(for_reading(orders.sealed("front", {}))))
         self._warn()
         return APPLIED, notes
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from policy.builtin import COMMANDS
 from policy.errors import PolicyError
 from policy.model import builtin
-from policy.seal import escape, parse_slice, read_sealed, seal, slice_for, unescape
+from policy.seal import escape, for_reading, parse_slice, read_sealed, seal, slice_for, unescape
 from privsep.config import Config
 from privsep.domains import DOMAINS
 
@@ -21,6 +21,18 @@ def settings() -> dict[str, str]:
     config = Config()
     config.complete()
     return {**config.settings(builtin("qemu-ga")), "uid": "5", "gid": "6", "privileged": "1"}
+
+
+def test_one_for_reading_is_the_same_and_cannot_be_written() -> None:
+    fd = for_reading(seal(b"allow guest-ping\n", "test"))
+    try:
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+        assert read_sealed(fd) == b"allow guest-ping\n"
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.write(fd, b"x")
+    finally:
+        os.close(fd)
 
 
 def test_every_process_gets_its_own_and_no_more() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.vm.harness.hostagent import HostAgent, Refused
 from tests.vm.harness.machine import Guest
 from tests.vm.harness.seen import Seen
-from tests.vm.harness.service import UNIT, WITH_PROGRAMS, log, set_policy
+from tests.vm.harness.service import POLICY, UNIT, WITH_PROGRAMS, log, processes, set_policy
 
 SHIPPED = ("minimal", "backup", "default", "ansible", "qemu-ga")
 DROPINS = {"ansible": "ansible", "qemu-ga": "qemu-ga"}
@@ -63,6 +63,24 @@ def test_programs_and_files(guest: Guest, seen: Seen, profile: str) -> None:
             word = "both refused"
     workers = guest.check(f"systemctl show {UNIT} -p TasksCurrent --value").strip()
     seen(f"{profile}: {len(allowed)} commands, {word}; {workers} processes and threads")
+
+
+def test_another_policy_by_a_reload(guest: Guest, seen: Seen) -> None:
+    """systemctl reload: the next request is judged by the new policy, and front and supervisor are the same processes"""
+    set_policy(guest, "default")
+    with guest.agent() as agent:
+        assert agent.call("guest-get-osinfo")
+        before = processes(guest)
+        guest.put('profile = "default"\n[commands]\nblock = ["guest-get-osinfo", "guest-get-host-name"]\n', POLICY)
+        guest.check(f"systemctl reload {UNIT}")
+        for name in ("guest-get-osinfo", "guest-get-host-name"):  # one that a worker answers, one that the front does
+            with pytest.raises(Refused, match="has been disabled"):
+                agent.call(name)
+        assert agent.call("guest-get-load")
+        after = processes(guest)
+    assert [after[name] for name in ("supervisor", "front")] == [before[name] for name in ("supervisor", "front")]
+    set_policy(guest, "default")
+    seen("refused from the next request on, on the same connection")
 
 
 def test_a_policy_that_the_unit_does_not_grant(guest: Guest, seen: Seen) -> None:
