@@ -332,6 +332,9 @@ class Front:
         ]
         for name, link in self._links.items():
             link.stays = name in self._preload
+            idle_at = link.idle_at()
+            if idle_at is not None:  # it stayed until now
+                self._remind(idle_at)
         self._later(PRELOAD_AFTER)
 
     def _later(self, seconds: float) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from privsep import ctlreload, kernelview
 from privsep.crew import FIFREEZE
+from privsep.dispatch import FIRST_STAY
 from privsep.domains import CAPABILITIES
 from privsep.log import printable
 from privsep.rundir import runtime_dir
@@ -135,6 +136,19 @@ def test_workers_whose_orders_are_the_same_stay(path: Path) -> None:
         agent.reload()
         wait_for(lambda: "network" not in agent.processes(), what="a worker without a command ends")
         assert "has been disabled" in refused(agent, "guest-network-get-interfaces")
+
+
+@pytest.mark.root
+def test_a_worker_that_need_not_stay_any_more_leaves_unasked(path: Path) -> None:
+    write(path, "guest-get-osinfo", more='[workers]\npreload = ["inventory"]\n')
+    with Reloading(path) as agent:
+        wait_for(lambda: "inventory" in agent.processes(), what="the worker comes unasked")
+        time.sleep(FIRST_STAY + 1)
+        first = agent.process("inventory")
+        write(path, "guest-get-osinfo")
+        assert agent.reload().result == "applied"
+        wait_for(lambda: agent.processes().get("inventory") != first, FIRST_STAY + 5, what="the worker leaves")
+        assert "inventory" not in agent.processes()
 
 
 BAD = [
