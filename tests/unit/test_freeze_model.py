@@ -293,7 +293,8 @@ class Freeze(RuleBasedStateMachine):
     @rule(who=st.sampled_from(EVERYBODY), more=st.sampled_from(["", *EVERYBODY]))
     def stop(self, who: str, more: str) -> None:
         for name in {who, more} - {""}:
-            setattr(self, name, STOPPED)
+            if getattr(self, name) != DEAD:  # fs may be, until a thawer that is stopped has gone too
+                setattr(self, name, STOPPED)
         if self.supervisor == STOPPED and self.silent_since == NEVER:
             self.silent_since = self.now
         self.react()
