@@ -57,7 +57,7 @@ class Link:
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
         "unread", "absent", "stays", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint",
-        "usual", "tail", "stay", "_left_at", "_bulky", "_head", "_window", "_stream",
+        "usual", "tail", "lingers", "_left_at", "_bulky", "_head", "_window", "_stream",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -71,7 +71,7 @@ class Link:
         self.current_id = 0
         self.deadline: float | None = None
         self.used_at = 0.0
-        self.stay = min(FIRST_STAY, self.row.idle)  # seconds without a request after which it is asked to leave
+        self.lingers = min(FIRST_STAY, self.row.idle)  # seconds without a request after which it is asked to leave
         self._left_at: float | None = None  # when one left because of that
         self.overdue = False  # the supervisor was asked to end it
         self.unread = False  # it died without having read what it was sent last
@@ -107,7 +107,7 @@ class Link:
         self.used_at = now
         if self._left_at is not None:
             again = now - self._left_at < SOON
-            self.stay = min(self.stay * _LONGER if again else FIRST_STAY, self.row.idle)
+            self.lingers = min(self.lingers * _LONGER if again else FIRST_STAY, self.row.idle)
             self._left_at = None
         self.overdue = False
         self.unread = False
@@ -384,7 +384,7 @@ class Link:
         """When to ask whether it may go."""
         if self.state != UP or not self.row.idle or self.stays or self.current is not None or self.queue or self._probe:
             return None
-        return self.used_at + self.stay
+        return self.used_at + self.lingers
 
     def probe(self) -> None:
         self._probe = self._next_id()

@@ -143,8 +143,7 @@ class Front:
                 self._refused()
             if session.output or session.delivered or host.ended or not host.connected:
                 self._write(now)
-            if session.sync_at is not None:
-                self._remind(session.sync_at)
+            self._remind(session.sync_at)
             if self._due is not None and now >= self._due:
                 self._timers(now)
 
@@ -157,8 +156,7 @@ class Front:
         if not link.hop(request, now):
             session.calls.append(request)
             return False
-        if link.deadline is not None:
-            self._remind(link.deadline)
+        self._remind(link.deadline)
         left = None if self._due is None else max(0, int((self._due - now) * 1000) + 1)
         if self._wait(left) != link.usual:
             return False
@@ -168,9 +166,9 @@ class Front:
             self._write(now)
         return not (session.output or session.calls or session.sync_at is not None)
 
-    def _remind(self, at: float) -> None:
-        """See to it that `_timers` is called then.  A time that is not true any more costs one vain call."""
-        if self._due is None or at < self._due:
+    def _remind(self, at: float | None) -> None:
+        """See to it that `_timers` is called then, if ever.  A time that is not true any more costs one vain call."""
+        if at is not None and (self._due is None or at < self._due):
             self._due = at
 
     def _timers(self, now: float) -> None:
@@ -332,9 +330,7 @@ class Front:
         ]
         for name, link in self._links.items():
             link.stays = name in self._preload
-            idle_at = link.idle_at()
-            if idle_at is not None:  # it stayed until now
-                self._remind(idle_at)
+            self._remind(link.idle_at())  # it may have stayed until now
         self._later(PRELOAD_AFTER)
 
     def _later(self, seconds: float) -> None:
@@ -369,8 +365,7 @@ class Front:
     def _push(self, link: dispatch.Link, now: float) -> None:
         """Give the worker its next request, if it has none and there is one."""
         link.push(now)
-        if link.deadline is not None:
-            self._remind(link.deadline)
+        self._remind(link.deadline)
         self._watch_worker(link)
 
     def _watch_worker(self, link: dispatch.Link) -> None:
@@ -396,10 +391,8 @@ class Front:
                     self._reply(link, reply, now)
                     if link.queue or link.absent:
                         self._push(link, now)
-                if self._due is None or self._due > now + link.stay:
-                    idle_at = link.idle_at()
-                    if idle_at is not None:
-                        self._remind(idle_at)
+                if self._due is None or self._due > now + link.lingers:
+                    self._remind(link.idle_at())
         except EOFError:
             self._lost(link, fd, now)
         except ProtocolViolation as e:
@@ -489,9 +482,7 @@ class Front:
                 now = time.monotonic()
                 link.connect(socket, now)
                 self._push(link, now)
-                idle_at = link.idle_at()
-                if idle_at is not None:
-                    self._remind(idle_at)
+                self._remind(link.idle_at())
             elif tag in (wiring.TAG_UNAVAILABLE, wiring.TAG_UNPRIVILEGED):
                 self._refuse(link, dispatch.unavailable(link.row, tag == wiring.TAG_UNPRIVILEGED))
         return True

@@ -24,11 +24,11 @@ from tests.bench.chart import chart
 from tests.bench.measures import MEASURES, Effort
 from tests.bench.processes import Stolen
 from tests.bench.rows import Row, rows
+from tests.support import rcu
 from tests.support.namespace import private_root, why_not
 from tests.support.peer import PROGRAM
 
 _NEWNET = 0x40000000
-EXPEDITED = Path("/sys/kernel/rcu_expedited")
 
 
 def measure(name: str, effort: Effort) -> dict[str, dict[str, list[float]]]:
@@ -108,8 +108,8 @@ def main() -> int:
     if options.tries < 1:
         parser.error("--tries: at least 1")
     reason = why_not() or ("" if os.access(PROGRAM, os.X_OK) else f"{PROGRAM} is not installed")
-    if not reason and EXPEDITED.exists() and EXPEDITED.read_text().strip() != "0":
-        reason = f"{EXPEDITED} is not 0, so that everybody freezes in a millisecond: put 0 there first"
+    if not reason and rcu.PATH.exists() and not rcu.comes_back():
+        reason = f"{rcu.PATH} is not 0, so that everybody freezes in a millisecond: put 0 there first"
     if reason:
         print(reason, file=sys.stderr)
         return 2

@@ -14,14 +14,12 @@ import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tests.faults import cells, extras
 from tests.faults.runner import Bench
-from tests.support import namespace
+from tests.support import namespace, rcu
 
-EXPEDITED = Path("/sys/kernel/rcu_expedited")
 DOC = namespace.PROJECT / "docs" / "fault-matrix.md"
 WORKERS = 2
 _INDEX = struct.Struct("<H")
@@ -160,7 +158,7 @@ def main(argv: list[str]) -> int:
     begun = time.monotonic()
     found: dict[str, dict[str, Any]] = {}
     # Two agents freeze at the same time here, and one may put back what the other has set.
-    expedited = EXPEDITED.read_text() if EXPEDITED.exists() else ""
+    expedited = rcu.PATH.read_text() if rcu.PATH.exists() else ""
     try:
         for outcome in outcomes(items):
             found[outcome["run"]] = outcome
@@ -172,7 +170,7 @@ def main(argv: list[str]) -> int:
                 print(f"         {line}")
     finally:
         if expedited:
-            EXPEDITED.write_text(expedited)
+            rcu.PATH.write_text(expedited)
     took = time.monotonic() - begun
     reds = [o["run"] for o in found.values() if o["red"]]
     whole = len(found) == len(cells.RUNS) + len(extras.EXTRAS)

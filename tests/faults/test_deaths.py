@@ -3,6 +3,7 @@ it did not."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -143,6 +144,22 @@ def test_a_stopped_process_costs_the_deadline_and_no_more(stopped: str) -> None:
                     pass
         time.sleep(0.3)
         assert takes_writes(fs.points[0], 0.5)
+        told_lapse(agent)
+
+
+@isolated
+def test_a_death_of_fs_beside_a_watchdog_that_is_stopped_costs_the_deadline_and_no_more() -> None:
+    """Nobody may start another fs meanwhile: it would ask a watchdog that does not answer, or think that nothing is frozen."""
+    with LoopFs("ext4") as fs, Agent("--policy", policy(2)) as agent:
+        freeze(agent, fs)
+        worker, thawer = agent.process("fs"), agent.process("thawer")
+        os.kill(thawer, signal.SIGSTOP)
+        try:
+            os.kill(worker, signal.SIGKILL)
+            assert takes_writes(fs.points[0], 5.0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(thawer, signal.SIGCONT)
         told_lapse(agent)
 
 

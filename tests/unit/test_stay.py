@@ -70,7 +70,7 @@ def test_one_that_died_says_nothing_about_how_long_the_next_should_stay() -> Non
     link = Link("inventory", "x", [0])
     stays(link, 100.0)
     worker = Theirs(link, 110.0)
-    assert link.stay == FIRST_STAY * 4
+    assert link.lingers == FIRST_STAY * 4
     worker._socket.close()
     with pytest.raises(EOFError):
         link.read(111.0)
