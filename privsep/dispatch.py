@@ -57,7 +57,7 @@ class Link:
     __slots__ = (
         "row", "state", "socket", "fd", "watched", "queue", "current", "current_id", "deadline", "used_at", "overdue",
         "unread", "absent", "stays", "verbs", "moved", "_assembler", "_unsent", "_greeting", "_probe", "_ids", "_fingerprint",
-        "usual", "tail", "lingers", "_left_at", "_bulky", "_head", "_window", "_stream",
+        "usual", "tail", "lingers", "_left_at", "_bulky", "_head", "_window", "_stream", "_ahead",
     )  # fmt: skip
 
     def __init__(self, name: str, fingerprint: str, ids: list[int]) -> None:
@@ -81,6 +81,7 @@ class Link:
         self.tail: bytes | None = None  # the last reply from behind its number, where that may be of use
         self._window: blob.Memory | None = None  # the memory that its worker keeps for bulk data
         self._stream: blob.Stream | None = None  # of the reply that is coming piece by piece
+        self._ahead = 0  # bytes of the parts of a list that have come
         self._head = b""  # what stands before that in the reply to a request that `hop` sent
         self.moved: Request | None = None  # one that was unread before
         self._assembler = frame.Assembler(frame.REPLY_LIMIT, walk=False)
@@ -113,6 +114,7 @@ class Link:
         self.unread = False
         self._assembler = frame.Assembler(frame.REPLY_LIMIT, walk=False)
         self._unsent = []
+        self._ahead = 0
         self._probe = 0
         self._greeting = self._next_id()
         self._send([self._greeting, frame.HELLO, {"tables": self._fingerprint}])
@@ -213,9 +215,9 @@ class Link:
             else:
                 part.sent()  # type: ignore[union-attr]
 
-    def read(self, now: float) -> tuple[Request, bool, object] | None:
+    def read(self, now: float) -> tuple[Request, bool | None, object] | None:
         """One datagram: None when it completes no reply to a request, else (request, ok, value); the value is the request's
-        `Known` when it is the same reply as last time.
+        `Known` when it is the same reply as last time.  Where `ok` is None the value is a part of the reply, a list.
 
         Bulk members of the value are bytes or a Blob.  While a reply flows the value is its Stream, each time that there is more
         of it, and once more at its end.  Raises EOFError when the worker is gone, ProtocolViolation when
@@ -253,7 +255,9 @@ class Link:
             value = self._assembler.feed(_buffer[:size] if size <= _SMALL else _view[:size])
             if value is None:
                 return None
-            if type(value) is not list or len(value) < 3 or type(value[0]) is not int or type(value[1]) is not bool:
+            if type(value) is not list or len(value) < 3 or type(value[0]) is not int:
+                raise ProtocolViolation("not a reply")
+            if type(value[1]) is not bool and not (value[1] is None and type(value[2]) is list and len(value) == 3):
                 raise ProtocolViolation("not a reply")
             if len(value) != 3:
                 taken, fd = fd, None
@@ -262,6 +266,8 @@ class Link:
         finally:
             if fd is not None:  # nobody wanted it
                 os.close(fd)
+        if ok is None:
+            return self._part(number, result)
         if number and number == self._greeting:
             self._greeting = 0
             if not ok:
@@ -296,7 +302,18 @@ class Link:
         self.current = None
         self.deadline = None
         self.used_at = now
+        self._ahead = 0
         return request, ok, result
+
+    def _part(self, number: int, rows: object) -> tuple[Request, None, object]:
+        """Some rows of a long list.  Raises ProtocolViolation."""
+        request = self.current
+        if request is None or number != self.current_id or self._greeting or self._stream is not None:
+            raise ProtocolViolation("a part of nothing")
+        self._ahead += self._assembler.size
+        if self._ahead > frame.REPLY_LIMIT:
+            raise ProtocolViolation("frame too large")
+        return request, None, rows
 
     def _patience(self, now: float) -> None:
         """The limit is for what comes next."""
@@ -407,11 +424,11 @@ class Link:
         One that it never read (the kernel tells: ECONNRESET or EPIPE) is not lost, it goes to the next worker; but
         once only, lest it goes round for ever among workers that leave as soon as they come.  Of a request with bulk data it
         may have read a part, and a write to a file may have begun: the next worker, which does not have its handle, refuses it."""
-        flowing = self._stream is not None
+        begun = self._stream is not None or self._ahead > 0
         self.close()
         request, self.current = self.current, None
         self.deadline = None
-        if request is not None and self.unread and not flowing and not self.overdue and request is not self.moved:
+        if request is not None and self.unread and not begun and not self.overdue and request is not self.moved:
             self.queue.insert(0, request)
             self.moved = request
             return None

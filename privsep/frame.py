@@ -18,6 +18,10 @@ Timestamp would slip past msgpack's `ext_hook`, hence the limit of 0 and the wal
 duplicate and no non-string keys, bounded size and nesting.  Anything else is a `ProtocolViolation`: the peer is broken or
 hostile.  What a worker sends is checked here for size and codec; the rest when it is compared with what the command returns.
 
+A reply that is a long list may come in parts, made and read at the same time: `[id, nil, rows]` any number of times, in order,
+then `[id, true, rows]` with the last of them, or an error, and then there is no list.  All its parts together are no more than a reply
+may be.
+
 msgpack: <https://github.com/msgpack/msgpack/blob/master/spec.md>.  The ceiling of a datagram is the socket's send
 buffer, some 212 kB by default.
 """
@@ -44,6 +48,7 @@ LIMIT: Final = 72 * 1024 * 1024  # bytes of one whole frame: the largest request
 REPLY_LIMIT: Final = 16 * 1024 * 1024
 DEPTH: Final = 32  # containers inside each other; the deepest result in the command table has six
 BULK_PART: Final = 64 * 1024  # bytes of bulk data in one: whole groups of four (as text), and several fit a socket
+ROWS: Final = 256  # of a list in one part
 INLINE: Final = 32 * 1024  # bytes of bulk data that travel inside the frame: a copy more, some system calls less
 
 # Verbs that are no command: the first frame of a connection, "do you hold state?", "that reply was written to the host",
@@ -225,9 +230,10 @@ def decode(data: bytes | bytearray | memoryview, walk: bool = True) -> object:
 class Assembler:
     """Puts the datagrams of one direction together.  `walk` is `decode`'s."""
 
-    __slots__ = ("_parts", "_limit", "_walk")
+    __slots__ = ("size", "_parts", "_limit", "_walk")
 
     def __init__(self, limit: int = LIMIT, *, walk: bool = True) -> None:
+        self.size = 0  # bytes of the last frame
         self._parts = bytearray()
         self._limit = limit
         self._walk = walk
@@ -239,6 +245,7 @@ class Assembler:
         mark = datagram[0] if len(datagram) else -1
         parts = self._parts
         if mark == _LAST and not parts:
+            self.size = len(datagram) - 1
             value = decode(datagram[1:], self._walk)
         elif mark in (_LAST, _MORE):
             if len(parts) + len(datagram) - 1 > self._limit:
@@ -247,6 +254,7 @@ class Assembler:
             if mark == _MORE:
                 return None
             self._parts = bytearray()
+            self.size = len(parts)
             value = decode(parts, self._walk)
         else:
             raise ProtocolViolation("unknown mark")

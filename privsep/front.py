@@ -402,7 +402,7 @@ class Front:
         finally:
             gc.enable()
 
-    def _reply(self, link: dispatch.Link, reply: tuple[Request, bool, object], now: float) -> None:
+    def _reply(self, link: dispatch.Link, reply: tuple[Request, bool | None, object], now: float) -> None:
         request, ok, value = reply
         if type(value) is Stream:
             self._session.flows(request, value, now)
@@ -410,9 +410,12 @@ class Front:
         known = request.known
         if known is not None and value is known:
             self._session.repeated(request, now)
-        elif ok:
+        elif ok is not False:
             try:
-                self._session.answered(request, value, now, link.tail)
+                if ok:
+                    self._session.answered(request, value, now, link.tail)
+                else:
+                    self._session.begun(request, value)
             except (TypeError, ValueError, RecursionError):
                 self._failed(request, dispatch.nonsense(request), now)
                 assert request.command is not None

@@ -28,7 +28,7 @@ from protocol.schema import check_arguments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import ModuleType
     from typing import Any, Final
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from privsep.log import Log
     from privsep.wiring import Socket
 
+_Generator: Final = type(_ for _ in ())  # what a handler may give for a long list
 _SMALL: Final = 4096  # bytes that are quicker copied than viewed
 _UNWANTED_MS: Final = 10_000
 BROKEN_OFF: Final = "broken off: the front is gone, or broke the protocol"
@@ -371,6 +372,8 @@ class Worker:
                     self._unrecorded(command)
             names = verb.names
             ok, value = True, handler(context, **{names[k]: v for k, v in checked.items()})
+            if type(value) is _Generator:
+                value = self._rows(number, value)
         except Refused as e:
             ok, value = False, [e.kind, e.desc]
             result = tally.REFUSED
@@ -472,6 +475,29 @@ class Worker:
             rule, origin = context.setting("rule"), context.setting("origin")
         context.log.warning(f"{command.name} is not allowed: rule {rule} ({origin})")
 
+    def _rows(self, number: int, made: Iterable[object]) -> list[object]:
+        """Send a list while it is being made, but for its last rows, which are returned.  Raises CommandError."""
+        rows: list[object] = []
+        size = 0
+        for row in made:
+            if len(rows) == frame.ROWS:
+                parts = frame.encode([number, None, rows])
+                size += sum(map(len, parts))
+                if size > frame.REPLY_LIMIT:
+                    raise CommandError(f"the reply is too large: at most {frame.REPLY_LIMIT} bytes are told")
+                self._send(parts)
+                rows = []
+            rows.append(row)
+        return rows
+
+    def _send(self, parts: list[bytes]) -> None:
+        assert self._front is not None
+        try:
+            for part in parts:
+                self._front.send(part)
+        except OSError:
+            pass  # the front is gone; the end of file that follows says so
+
     def _reply(self, number: int, ok: bool, value: object) -> None:
         assert self._front is not None
         parts = frame.encode([number, ok, value])
@@ -479,11 +505,7 @@ class Worker:
         if size > frame.REPLY_LIMIT:
             text = f"the reply is too large: {size} bytes, at most {frame.REPLY_LIMIT} are told"
             parts = frame.encode([number, False, ["GenericError", text]])
-        try:
-            for part in parts:
-                self._front.send(part)
-        except OSError:
-            pass  # the front is gone; the end of file that follows says so
+        self._send(parts)
 
     def _reply_bulk(self, number: int, command: Command, value: object) -> None:
         """A reply whose bulk members, raw bytes until here, go into a memfd when they are large."""

@@ -13,6 +13,7 @@ class Request:
 
     __slots__ = (
         "command", "arguments", "id", "has_id", "error", "called", "muted", "call", "checked", "reason", "known", "unheard", "weight",
+        "rows",
     )  # fmt: skip
 
     def __init__(self, like: Request | None = None) -> None:
@@ -29,6 +30,7 @@ class Request:
         self.reason = ""  # why it was refused: POLICY or FROZEN (protocol/session.py)
         self.known: Known | None = None
         self.unheard = False  # its reply confirms nothing: no host had the channel open meanwhile
+        self.rows: list[bytes] = []  # of a reply that is a long list, what has come: JSON without the brackets
         self.weight = 0  # bytes that it came in, while it is with a worker or waits
         if like is not None:
             self.command = like.command

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
     from typing import Final, Protocol
 
+    from protocol.commands import Command
     from protocol.wire import Payload
 
     class Flow(Protocol):
@@ -271,10 +272,7 @@ class Session:
                 _close_all(value)
             self._release(request)
             return
-        declared = self._declared.get(command.name)
-        if declared is None:
-            declared = self._declared[command.name] = fits(command.returns), not has_floats(command.returns)
-        check, simple = declared
+        check, simple = self._declaration(command)
         if not check(value):
             if gives:
                 _close_all(value)
@@ -290,6 +288,9 @@ class Session:
                 self._pour(now)
                 return
             line = pieces if type(pieces) is bytes else wire.success(value, *self._id_of(request))
+        elif request.rows:
+            request.rows.append(wire.elements(value, simple))
+            line = wire.listed(request.rows, *self._id_of(request))
         elif command.replies:
             line = wire.success(value, *self._id_of(request), simple=simple)
         if command.replies:
@@ -297,6 +298,25 @@ class Session:
                 self._remembered.keep(request.known, reply, line)
             self._write(line)
         self._finished(request, now)
+
+    def begun(self, request: Request, rows: object) -> None:
+        """Some rows of an answer that is a long list; `answered` has the last of them.  What it raises, this does.
+
+        They become JSON now, so that nothing else is kept of them, and while the worker makes the next."""
+        command = request.command
+        assert command is not None
+        if request.muted:
+            return
+        check, simple = self._declaration(command)
+        if type(rows) is not list or not rows or not check(rows):
+            raise ValueError("it is not what the command returns")
+        request.rows.append(wire.elements(rows, simple))
+
+    def _declaration(self, command: Command) -> tuple[Callable[[object], bool], bool]:
+        declared = self._declared.get(command.name)
+        if declared is None:
+            declared = self._declared[command.name] = fits(command.returns), not has_floats(command.returns)
+        return declared
 
     def repeated(self, request: Request, now: float) -> None:
         """The worker's answer is, to the byte, the one that it gave to the same request last (`Known`)."""

@@ -173,7 +173,18 @@ def success(value: object, id: object = ABSENT, *, simple: bool = False) -> byte
         if value == {}:
             return _PONG
         return b'{"return": ' + encode(value, simple) + b"}\n"
-    return b'{"return": ' + encode(value) + b', "id": ' + encode(id) + b"}\n"
+    return b'{"return": ' + encode(value, simple) + b', "id": ' + encode(id) + b"}\n"
+
+
+def elements(rows: object, simple: bool = False) -> bytes:
+    """Those of a list, without its brackets.  `simple` is `encode`'s."""
+    return encode(rows, simple)[1:-1]
+
+
+def listed(parts: list[bytes], id: object = ABSENT) -> bytes:
+    """The line for a command that succeeded with a list, of which these are the `elements`, part by part."""
+    line = b'{"return": [' + b", ".join(parts)
+    return line + (b"]}\n" if id is ABSENT else b'], "id": ' + encode(id) + b"}\n")
 
 
 def with_bulk(

@@ -27,6 +27,7 @@ from workers import netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Final
 
     from privsep.runtime import Context
@@ -66,7 +67,7 @@ def _network(ctx: Context) -> Network:
     return network
 
 
-def guest_network_get_interfaces(ctx: Context) -> list[dict[str, object]]:
+def guest_network_get_interfaces(ctx: Context) -> Iterator[dict[str, object]]:
     """Each interface with its hardware address, addresses and counters."""
     socket = _network(ctx).netlink
     try:
@@ -81,41 +82,46 @@ def guest_network_get_interfaces(ctx: Context) -> list[dict[str, object]]:
     return interfaces(links, addresses)
 
 
-def interfaces(links: list[netlink.Link], addresses: list[netlink.Address]) -> list[dict[str, object]]:
-    """The answer, from what the kernel said."""
+def interfaces(links: list[netlink.Link], addresses: list[netlink.Address]) -> Iterator[dict[str, object]]:
+    """The rows of the answer, from what the kernel said."""
     names = {link.index: link.name for link in links}
-    rows: dict[bytes, dict[str, object]] = {}
-    hardware: dict[bytes, str] = {}
-    for link in links:
-        hardware[link.name] = text = _hardware(link.address)
-        rows[link.name] = {"name": os.fsdecode(link.name), "hardware-address": text}
     lists: dict[bytes, list[dict[str, object]]] = {}
     text_of = _socket.inet_ntop
     for address in addresses:
         name = address.label or names.get(address.index)
         if name is None:
             continue
+        family = address.family
+        one: dict[str, object] = {
+            "ip-address": text_of(family, address.packed),
+            "ip-address-type": _FAMILIES[family],
+            "prefix": address.prefix,
+        }
         listed = lists.get(name)
         if listed is None:
-            if name not in rows:
-                # The kernel's ioctl for the hardware address cuts a label at its colon.
-                rows[name] = {"name": os.fsdecode(name)}
-                base = hardware.get(name.partition(b":")[0])
-                if base is not None:
-                    rows[name]["hardware-address"] = base
-            rows[name]["ip-addresses"] = lists[name] = listed = []
-        family = address.family
-        listed.append(
-            {
-                "ip-address": text_of(family, address.packed),
-                "ip-address-type": _FAMILIES[family],
-                "prefix": address.prefix,
-            }
-        )
+            lists[name] = [one]
+        else:
+            listed.append(one)
+    hardware: dict[bytes, str] = {}
     for link in links:
+        if link.name in hardware:  # a dump that was interrupted may have it twice
+            continue
+        hardware[link.name] = text = _hardware(link.address)
+        row: dict[str, object] = {"name": os.fsdecode(link.name), "hardware-address": text}
+        listed = lists.pop(link.name, None)
+        if listed is not None:
+            row["ip-addresses"] = listed
         if link.counters is not None:
-            rows[link.name]["statistics"] = _statistics(link.counters)
-    return list(rows.values())
+            row["statistics"] = _statistics(link.counters)
+        yield row
+    for label, listed in lists.items():
+        row = {"name": os.fsdecode(label)}
+        # The kernel's ioctl for the hardware address cuts a label at its colon.
+        base = hardware.get(label.partition(b":")[0])
+        if base is not None:
+            row["hardware-address"] = base
+        row["ip-addresses"] = listed
+        yield row
 
 
 def _hardware(address: bytes) -> str:

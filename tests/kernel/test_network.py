@@ -27,7 +27,7 @@ from types import SimpleNamespace
 from workers import netlink, network
 ctx = SimpleNamespace(root="", state=SimpleNamespace())
 network.prepare(ctx)
-def interfaces(): return network.guest_network_get_interfaces(ctx)
+def interfaces(): return list(network.guest_network_get_interfaces(ctx))
 def routes(): return network.guest_network_get_route(ctx)
 """
 
@@ -291,7 +291,7 @@ import pyroute2
 from workers import network
 assert "pyroute2.iproute" in sys.modules
 network.prepare(ctx)
-print(json.dumps(network.guest_network_get_interfaces(ctx)))
+print(json.dumps(interfaces()))
 """
     )
     assert light == full

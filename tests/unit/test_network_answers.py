@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -161,9 +160,8 @@ def address(index: int, packed: bytes, label: bytes = b"", prefix: int = 24) -> 
 
 
 def test_hardware_addresses_are_six_bytes_whatever_the_link_has() -> None:
-    rows = network.interfaces(
-        [link(1, b"none", b""), link(2, b"tunnel", b"\x0a\1\2\3"), link(3, b"ib", bytes(range(20)))], []
-    )
+    links = [link(1, b"none", b""), link(2, b"tunnel", b"\x0a\1\2\3"), link(3, b"ib", bytes(range(20)))]
+    rows = network.interfaces(links, [])
     assert [r["hardware-address"] for r in rows] == ["00:00:00:00:00:00", "0a:01:02:03:00:00", "00:01:02:03:04:05"]
 
 
@@ -177,16 +175,15 @@ def test_statistics_are_named_and_unsigned() -> None:
 
 
 def test_a_label_is_a_name_of_its_own_behind_the_links_unless_it_is_a_links_name() -> None:
-    rows = network.interfaces(
-        [link(1, b"a"), link(2, b"b", b"\4\0\0\0\0\2")],
-        [
-            address(1, bytes(4), b"a:7"),
-            address(1, b"\1\0\0\0", b"b"),
-            address(1, b"\2\0\0\0", b"stranger"),
-            address(2, bytes(16), prefix=64),
-            address(9, bytes(16)),
-        ],
-    )
+    links = [link(1, b"a"), link(2, b"b", b"\4\0\0\0\0\2")]
+    addresses = [
+        address(1, bytes(4), b"a:7"),
+        address(1, b"\1\0\0\0", b"b"),
+        address(1, b"\2\0\0\0", b"stranger"),
+        address(2, bytes(16), prefix=64),
+        address(9, bytes(16)),
+    ]
+    rows = list(network.interfaces(links, addresses))
     assert [(r["name"], r.get("hardware-address"), "statistics" in r) for r in rows] == [
         ("a", "02:00:00:00:00:01", True),
         ("b", "04:00:00:00:00:02", True),
@@ -197,9 +194,14 @@ def test_a_label_is_a_name_of_its_own_behind_the_links_unless_it_is_a_links_name
     assert counts == [0, 2, 1, 1]
 
 
+def test_a_link_that_a_dump_has_twice_is_one() -> None:
+    rows = list(network.interfaces([link(1, b"a"), link(2, b"b"), link(1, b"a")], [address(1, bytes(4))]))
+    assert [(r["name"], len(r.get("ip-addresses", []))) for r in rows] == [("a", 1), ("b", 0)]  # type: ignore[arg-type]
+
+
 def test_the_members_come_in_schema_order() -> None:
-    rows: list[dict[str, Any]] = network.interfaces([link(1, b"a")], [address(1, bytes(4))])
-    assert list(rows[0]) == ["name", "hardware-address", "ip-addresses", "statistics"]
+    (row,) = network.interfaces([link(1, b"a")], [address(1, bytes(4))])
+    assert list(row) == ["name", "hardware-address", "ip-addresses", "statistics"]
 
 
 def test_route_lines_that_are_none_are_left_out() -> None:

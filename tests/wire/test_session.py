@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
+import json
 
 import pytest
 from hypothesis import given
@@ -476,3 +478,68 @@ def test_of_large_replies_the_last_one_is_kept() -> None:
     assert (other.reply, other.line.count(b'"user"')) == (b"o" * 5000, 300)
     assert hop(asked[1], 300, None) is other
     assert (other.reply, other.line) == (None, b"")  # it came in several datagrams: too large to be kept
+
+
+@pytest.mark.parametrize("end", [b"}", b',"id":[1,"a"]}'])
+@given(
+    names=st.lists(st.text(max_size=5), min_size=1, max_size=12),
+    cuts=st.lists(st.integers(min_value=1, max_value=11), max_size=4, unique=True),
+)
+def test_a_list_in_parts_is_the_line_that_it_is_in_one(end: bytes, names: list[str], cuts: list[int]) -> None:
+    data = b'{"execute":"guest-network-get-interfaces"' + end + b"\n"
+    rows: list[object] = [{"name": name} for name in names]
+    whole, parted = make(), make()
+    whole.receive(data, 0.0)
+    whole.answered(whole.calls.pop(), rows, 0.0)
+    for _ in range(2):  # nothing of one is in the next
+        parted.receive(data, 0.0)
+        request = parted.calls.pop()
+        edges = [0, *sorted(c for c in cuts if c < len(rows)), len(rows)]
+        parts = [rows[a:b] for a, b in itertools.pairwise(edges)]
+        for part in parts[:-1]:
+            parted.begun(request, part)
+            assert not parted.output
+        parted.answered(request, parts[-1], 0.0)
+        assert parted.output == whole.output
+        parted.written(len(parted.output), 0.0)
+
+
+def test_of_a_list_that_breaks_off_nothing_is_told_but_the_error() -> None:
+    session = make()
+    data = b'{"execute":"guest-network-get-interfaces"}\n'
+    session.receive(data, 0.0)
+    request = session.calls.pop()
+    session.begun(request, [{"name": "a"}])
+    session.failed(request, CommandError("it broke"), 0.0)
+    session.receive(data, 0.0)
+    session.answered(session.calls.pop(), [{"name": "b"}], 0.0)
+    assert [json.loads(line) for line in session.output.splitlines()] == [
+        {"error": {"class": "GenericError", "desc": "it broke"}},
+        {"return": [{"name": "b"}]},
+    ]
+
+
+def test_parts_of_a_list_that_a_sync_has_overtaken_are_dropped() -> None:
+    session = make()
+    session.receive(b'{"execute":"guest-network-get-interfaces"}\n' + SYNC % 1, 0.0)
+    request = session.calls.pop()
+    session.begun(request, [{"name": "a"}])
+    session.advance(SYNC_PATIENCE)
+    session.begun(request, [{"name": "b"}])
+    session.answered(request, [{"name": "c"}], SYNC_PATIENCE)
+    assert session.output.endswith(b'\xff{"return": 1}\n') and b"name" not in session.output
+
+
+@pytest.mark.parametrize("rows", [[], {}, [{"name": 1}], [{}], [[]], None, [{"name": "a", "more": 1}]])
+def test_parts_that_are_none_are_refused(rows: object) -> None:
+    session = make()
+    session.receive(b'{"execute":"guest-network-get-interfaces"}\n', 0.0)
+    with pytest.raises(ValueError, match="not what the command returns"):
+        session.begun(session.calls.pop(), rows)
+
+
+def test_a_reply_that_is_no_list_has_no_parts() -> None:
+    session = make()
+    session.receive(b'{"execute":"guest-get-osinfo"}\n', 0.0)
+    with pytest.raises(ValueError, match="not what the command returns"):
+        session.begun(session.calls.pop(), [{}])
