@@ -83,7 +83,7 @@ class Front:
             host_name=lambda: os.uname().nodename or "localhost",
             counts=self._counts,
         )
-        self._session.sink = self._host.write
+        self._session.sink = self._host.write_parts
         self._preload: list[str] = []  # domains whose workers are still to be started unasked
         self._preload_at: float | None = None
         self._stay(allowed, settings)

@@ -16,6 +16,7 @@ import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Final
 
     from privsep.wiring import Socket
@@ -133,6 +134,24 @@ class HostSide:
                 return self._client.send(data)
             if self._device >= 0:
                 return os.write(self._device, data[:READ_SIZE])
+        except _NOT_NOW:
+            pass
+        except OSError:
+            self._lost()
+        return 0
+
+    def write_parts(self, parts: Sequence[bytes | bytearray]) -> int:
+        """`write` of these one after the other."""
+        if self._client is None:
+            count = 0
+            for part in parts:
+                done = self.write(part)
+                count += done
+                if done < len(part):
+                    break
+            return count
+        try:
+            return os.writev(self._client.fileno(), parts)
         except _NOT_NOW:
             pass
         except OSError:

@@ -25,11 +25,11 @@ _KEPT: Final = ("PATH", "TZ", "LANG", "LC_ALL", "QGA_OS_RELEASE", "JOURNAL_STREA
 # glibc's malloc (mallopt(3)): threads need no memory of their own.
 _MALLOC: Final = {"MALLOC_ARENA_MAX": "1"}
 # By default each buffer of 128 KiB is mapped and unmapped again, page fault by page fault, which costs bulk data more than all
-# copies do.  Up to 2 MiB of a buffer comes from the heap, of which as much is kept at most; what more than that is mapped for may
-# have huge pages, a fault for 2 MiB (glibc 2.35; others pass over it).
+# copies do.  Up to 2 MiB of a buffer comes from the heap; what more than that is mapped for may have huge pages, a fault for 2 MiB
+# (glibc 2.35; others pass over it).  The heap grows by one, so twice that is kept: else each request fetches it and gives it back.
 _LARGE: Final = {
     "MALLOC_MMAP_THRESHOLD_": str(2 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(2 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 BULKY: Final = ("front", "file")  # who has buffers of that size, programs apart

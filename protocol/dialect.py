@@ -49,7 +49,7 @@ from protocol.lexis import (
 )
 from protocol.longtext import Rope, stays
 from protocol.plain import NESTING_LIMIT, SIZE_LIMIT, TOKEN_LIMIT
-from protocol.text import ROPED, lenient
+from protocol.text import LONG, ROPED, lenient
 from protocol.tree import Malformed, value_of, word_of
 
 TYPE_CHECKING = False
@@ -81,6 +81,9 @@ _GOES_ON: Final = b".eE"  # a number, after digits
 _LASTING: Final = b"{[\"'-" + DIGITS + SPACE + _RESETS
 _SCANNED: Final = 1 << 14  # bytes of a piece up to which the plain way is the quicker one whatever is in it
 _ROPE_WINDOW: Final = 1 << 18  # bytes of a string that is in the rope to look at: as many as the channel gives
+_STRINGS: Final = 64  # quotes to look at for the start of a long string, at most
+_PLACE: Final = b"(here)"  # what stands for a long string; any text that has no quote and no backslash
+_PLACE_TEXT: Final = _PLACE.decode()
 _LINE: Final = 1 << 12  # bytes of a line to look at for plain requests when other lines are not plain
 
 
@@ -167,6 +170,10 @@ class Parser:
                     if pos == end:
                         break
                 elif pos >= looked_to and data[pos] == _OPEN:
+                    after = self._around(data, pos) if self._long_text else pos
+                    if after != pos:
+                        pos = after
+                        continue
                     # Not all of it is plain, but this line may be.
                     looked_to = data.find(b"\n", pos, pos + _LINE) + 1 or min(end, pos + _LINE)
                     line = plain.text_of(data[pos:looked_to])
@@ -204,6 +211,44 @@ class Parser:
             else:
                 return pos
         return pos
+
+    def _around(self, data: bytes, pos: int) -> int:
+        """Take the request at `pos` if one of its arguments is long base64, and the rest is plain and short; the place after it, or
+        `pos`.
+
+        What is between two quotes and base64 is the value of a string if, with something short in its place, the rest
+        is an object in which that is the value of a string."""
+        start = data.find(_QUOTE, pos) + 1
+        for _ in range(_STRINGS):
+            stop = data.find(_QUOTE, start)
+            if stop < 0:
+                return pos
+            if stop - start > LONG:
+                break
+            start = stop + 1
+        else:
+            return pos
+        rest = data[pos:start] + _PLACE + data[stop : stop + _LINE]
+        if len(rest) > 2 * _LINE or not rest.isascii() or rest.count(_PLACE) != 1:
+            return pos
+        text = plain.text_of(rest)
+        got = None if text is None else plain.scan(text, 0)
+        if got is None:
+            return pos
+        value, end = got
+        arguments = value.get("arguments")
+        if type(arguments) is not dict:
+            return pos
+        name = next((n for n, v in arguments.items() if v == _PLACE_TEXT), None)
+        if name is None:
+            return pos
+        rope = Rope(0, data[start:stop])
+        if not rope.decoded:
+            return pos
+        arguments[name] = rope.whole()
+        self._events.append(Value(value))
+        self._left = PATIENCE
+        return pos + end - len(_PLACE) + stop - start
 
     # -- the lexer: each takes what it can of data[pos:end] and returns the place after it
 
@@ -273,6 +318,8 @@ class Parser:
         return pos
 
     def _string(self, data: bytes, pos: int, end: int) -> int:
+        if end - pos > LONG and self._long_text and self._rope is None and len(self._text) - self._token == 1:
+            pos += self._roped_at_once(data, pos, end)
         window = WINDOW
         while pos < end:
             roped = self._rope is not None and self._rope.at == self._token
@@ -415,6 +462,20 @@ class Parser:
             return 0
         self._uncounted += len(part)
         return len(part)
+
+    def _roped_at_once(self, data: bytes, pos: int, end: int) -> int:
+        """A string has just begun: if it is already known to be long, and base64, put what is here of it into a rope."""
+        stop = data.find(self._quote, pos)
+        size = (end if stop < 0 else stop) - pos
+        if not LONG < size < SIZE_LIMIT:
+            return 0
+        rope = Rope(self._token, data[pos : pos + size])
+        if not rope.decoded:
+            return 0
+        self._rope = rope
+        self._text += data[pos : pos + min(size, STRAY_LIMIT)]  # an error would quote it
+        self._uncounted += max(0, size - STRAY_LIMIT)
+        return size
 
     def _roped(self, part: bytes) -> bool:
         """Put a further part of a long string into the rope; False: it goes into the text.  A request has one rope."""

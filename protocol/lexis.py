@@ -128,7 +128,7 @@ def string_stop(masked: bytes, quote: int) -> int:
     if len(masked) > 4096:
         end = masked.find(quote)
         inner = masked if end < 0 else masked[:end]
-        groups = len(inner) & ~3
+        groups = len(inner) - 1 & ~3  # the last one may be padded
         if base64.is_base64(memoryview(inner)[:groups]):
             inner = inner[groups:]
         elif not any(map(inner.__contains__, _STRING_STOP_LIST[quote])):

@@ -99,6 +99,11 @@ class Rope:
         if decoded:
             text += self._end
 
+    @property
+    def decoded(self) -> bool:
+        """All that came is base64."""
+        return self._data is not None
+
     def whole(self) -> LongText:
         return LongText(self._text) if self._data is None else LongText([self._end], self._data)
 

@@ -42,7 +42,7 @@ from protocol.schema import check_arguments, fits, has_floats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableSequence
+    from collections.abc import Callable, MutableSequence, Sequence
     from typing import Final, Protocol
 
     from protocol.commands import Command
@@ -75,6 +75,7 @@ POLICY: Final = "policy"
 _RESULT: Final = {"": tally.ERROR, POLICY: tally.REFUSED, FROZEN: tally.FROZEN}
 _SYNCS: Final = ("guest-sync", "guest-sync-delimited")
 
+_LITTLE: Final = 1 << 10  # bytes in `output` that are quicker copied than written by themselves
 _STREAM_AHEAD: Final = 1 << 18  # bytes of a bulk reply in `output` while more of it is to come
 
 
@@ -116,7 +117,8 @@ class Session:
         self._parser = Parser(long_text=True)
         self._queue: list[Request] = []
         self.sync_at: float | None = None  # when the first sync in the queue may overtake
-        self.sink: Callable[[bytes], int] | None = None  # writes to the channel and says how much it took
+        # Writes these one after the other to the channel and says how much it took.
+        self.sink: Callable[[Sequence[bytes | bytearray]], int] | None = None
         self._info: dict[bool, bytes] = {}
         self._unconfirmed: list[tuple[int, Request]] = []  # (position in the output stream, request)
         self._held = 0  # requests that are with a worker or wait
@@ -402,12 +404,15 @@ class Session:
                 output += piece
             else:
                 part = piece.read(self._streamed, min(base64.PIECE, piece.size - self._streamed))  # type: ignore[union-attr]
-                self._put(base64.encode(part))
                 self._streamed += len(part)
                 if self._streamed < piece.size:  # type: ignore[union-attr]
+                    self._put(base64.encode(part))
                     continue
                 piece.close()  # type: ignore[union-attr]
                 self._streamed = 0
+                end = stream.pop(1)  # text stands behind each payload
+                assert type(end) is bytes
+                self._put(base64.encode(part), end)
             del stream[0]
         if not stream:
             self._finished(self._queue[0], now)
@@ -450,15 +455,21 @@ class Session:
         self._flow = None
         self._write(wire.bulk_ended(rest, *self._id_of(self._queue[0])))
 
-    def _put(self, text: bytes) -> None:
-        """Write it straight to the channel, past one copy, if nothing stands before it."""
-        if self.output or self.sink is None:
-            self.output += text
+    def _put(self, text: bytes, end: bytes = b"") -> None:
+        """Write both straight to the channel, past one copy, if little stands before them."""
+        output = self.output
+        if self.sink is None or len(output) > _LITTLE:
+            output += text
+            output += end
             return
-        count = self.sink(text)
+        parts = [part for part in (bytes(output), text, end) if part]
+        output.clear()
+        count = self.sink(parts)
         self._position += count
-        if count < len(text):
-            self.output += memoryview(text)[count:]
+        for part in parts:
+            if count < len(part):
+                output += memoryview(part)[count:]
+            count = max(0, count - len(part))
 
     def _remember(self, data: bytes, events: list[Value | ParseError]) -> None:
         """`data` came to an idle session and made these events; the last of them is the last in the queue.

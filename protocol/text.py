@@ -25,7 +25,7 @@ _NUL: Final = b"\xc0\x80"
 
 
 LONG: Final = 1 << 16  # bytes from which on a string may stay where it was lexed
-ROPED: Final = 1 << 17  # bytes of a string after which it does not grow there any more
+ROPED: Final = 1 << 16  # bytes of a string after which it does not grow there any more
 
 
 class Long:

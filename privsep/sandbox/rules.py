@@ -250,6 +250,7 @@ FILTERS: Final = {
         (
             Call("newfstatat", "imports and tracebacks look for files", answer=EACCES),
             Call("accept4", "the host's connection on the listening socket that it was given"),
+            Call("writev", "the parts of a large reply go to the host"),
             Call(
                 "setsockopt",
                 "more of a reply fits into the connection",

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from protocol import base64 as ours
 from protocol import wire
-from protocol.dialect import Parser, Value
+from protocol.dialect import ParseError, Parser, Value
 from protocol.longtext import LongText, Rope, settle
+from protocol.plain import SIZE_LIMIT
+from protocol.text import LONG
 from tests.wire.helpers import feed, flat, form
 from workers import base64
 
@@ -94,16 +96,57 @@ LONG_BODY = st.lists(
     min_size=1,
     max_size=8,
 ).map(b"".join)
-LONG_AFTER = st.sampled_from(
-    [b'"}', b'","b":1}', b'"]}', b'","a":1}', b"'}", b'" x}', b'"}{"b":["' + b"c" * 270_000 + b'"]}']
-)
-LONG_BEFORE = st.sampled_from(
-    [b'{"a":"', b'{"a":["', b'{"', b'"', b"{'a':'", b'{"x":"\xc3\xa9","a":"', b'{"x":"' + b"d" * 270_000 + b'","a":"']
-)
+LONG_AFTER = [
+    *(b'"}', b'","b":1}', b'"]}', b'","a":1}', b"'}", b'" x}', b'"}{"b":["' + b"c" * 270_000 + b'"]}'),
+    *(b'"}}', b'"}}\n{"execute":"y"}\n', b'"}}{"execute":"y"}', b'"}}}', b'"}},"b":1}', b'","b":"(here)"}}', b'":1}}'),
+    *(b'"b"}}', b'"}} \xff{"c":3}', b'"}},', b'"'),
+]
+LONG_BEFORE = [
+    *(b'{"a":"', b'{"a":["', b'{"', b'"', b"{'a':'", b'{"x":"\xc3\xa9","a":"', b'{"x":"' + b"d" * 270_000 + b'","a":"'),
+    # What may be taken at once, and what only seems to be like it.
+    *(b'{"arguments":["', b'{"arguments":"', b'{"execute":"x"}\n{"arguments":{"a":"', b'\xff\n{"arguments":{"a":"'),
+    *(
+        b'{"arguments":{' + head
+        for head in (
+            *(
+                b'"a":"',
+                b'"b":"(here)","a":"',
+                b'"b":"(here)","a":{"c":"',
+                b'"b":"","a":"',
+                b'"a":"","a":"',
+                b'"b":"\\"',
+            ),
+            *(b'"b":"\\\\","a":"', b'"b":"\\u0028here)","a":"', b'"b":"\xc3\xa9","a":"', b'"b":{"a":"', b'"b":["'),
+            *(b'"b":"c"', b'"b":1e400,"a":"', b'"', b'"b":' + b" " * 9000 + b'1,"a":"', b'"b":"",' * 70 + b'"a":"'),
+        )
+    ),
+]
+
+
+def settled(events: list[Value | ParseError]) -> list[tuple[str, object]]:
+    """What they say, long text as text."""
+    for event in events:
+        if isinstance(event, Value):
+            box = [event.value]
+            settle(box)
+            event.value = box[0]
+    return [form(e) for e in events]
+
+
+@pytest.mark.parametrize("body", [b"Zm9v" * 20_000, b"Zm9v" * 20_000 + b"Zg==", b"Zm9v" * 20_000 + b"Z", b"-" * 70_000])
+def test_a_long_string_says_the_same_whatever_is_around_it(body: bytes) -> None:
+    for before in LONG_BEFORE:
+        for after in LONG_AFTER:
+            data = before + body + after
+            assert settled(Parser(long_text=True).feed(data)) == settled(Parser().feed(data)), (before[:99], after[:99])
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.tuples(LONG_BEFORE, LONG_BODY, LONG_AFTER).map(b"".join), cuts, st.sampled_from([0, 900, 30_000]))
+@given(
+    st.tuples(st.sampled_from(LONG_BEFORE), LONG_BODY, st.sampled_from(LONG_AFTER)).map(b"".join),
+    cuts,
+    st.sampled_from([0, 900, 30_000]),
+)
 def test_a_long_string_that_stays_as_it_came_says_the_same(data: bytes, places: list[float], step: int) -> None:
     whole = Parser().feed(data)
     parser = Parser(long_text=True)
@@ -111,13 +154,41 @@ def test_a_long_string_that_stays_as_it_came_says_the_same(data: bytes, places: 
     if step:
         pieces = [piece[at : at + step] for piece in pieces for at in range(0, len(piece), step)]
     events = [event for piece in pieces for event in parser.feed(piece)]
-    for event in events:
-        if isinstance(event, Value):
-            box = [event.value]
-            settle(box)
-            event.value = box[0]
-    assert [form(e) for e in events] == [form(e) for e in whole]
+    assert settled(events) == [form(e) for e in whole]
     assert parser.feed(b'\xff{"b":1}')[-1].value == {"b": 1}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("before", [b"", b"\xff", b'\xff{"execute":"guest-sync"}\n' + b" " * 5000, b" \n"])
+@pytest.mark.parametrize(
+    "after",
+    [b"}}", b"}}\n", b'}}\n{"execute":"b"}\n', b'}}{"execute":"b"}', b',"n":1},"execute":"a"}', b'},"id":"x"} '],
+)
+@pytest.mark.parametrize("size", [LONG - 3, LONG + 1, LONG + 2, LONG + 3, LONG + 4, 200_000])
+def test_a_request_with_one_long_argument_is_taken_at_once(before: bytes, after: bytes, size: int) -> None:
+    text = standard.b64encode(bytes(range(256)) * (size // 256 + 1))[:size]
+    data = before + b'{"arguments":{"a":"' + text + b'"' + after
+    whole, taken = Parser().feed(data), Parser(long_text=True).feed(data)
+    (value,) = [
+        e.value for e in taken if isinstance(e, Value) and b"arguments" in json.dumps(e.value, default=str).encode()
+    ]
+    found = value["arguments"]["a"]  # type: ignore[index]
+    assert str(found).encode() == text
+    if b"\n" not in before:  # then all of it may be plain
+        assert type(found) is (LongText if size > LONG else str)
+    if isinstance(found, LongText):
+        assert found.data is not None
+        value["arguments"]["a"] = str(found)  # type: ignore[index]
+    assert [form(e) for e in taken] == [form(e) for e in whole]
+
+
+@pytest.mark.parametrize("more", range(-2, 3))
+def test_a_long_string_has_the_limit_of_any_other(more: int) -> None:
+    """Its quotes are counted, and the tokens around it."""
+    for size in (SIZE_LIMIT - 2, SIZE_LIMIT - len('{"a":}') - 2):
+        data = b'{"a":"' + b"A" * (size + more) + b'"}'
+        pieces = [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
+        whole, long = feed(pieces), feed(pieces, Parser(long_text=True))
+        assert [type(e) for e in long] == [type(e) for e in whole]
 
 
 @pytest.mark.parametrize(("fill", "decoded"), [(b"A", True), (b"-", False)])
