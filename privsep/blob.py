@@ -13,7 +13,7 @@ The front may not open, create or enlarge anything, so the worker makes a memfd 
 The front takes a descriptor only with those seals, which nothing but a memfd has: a read of any other file might wait for
 ever, and memory that may become shorter would end a reply in the middle, or the front.
 Whatever a worker does to the memory meanwhile, what comes out is base64 of bytes that it could have sent anyway.  The slots
-are mapped, once for a worker's life; all else is read with pread in small pieces, since mapping costs a page fault for
+are mapped, once for a worker's life; what is larger is read with pread in small pieces, since mapping costs a page fault for
 each page.
 A worker writes the kept memfd only while it executes a request, and the front asks for nothing else until the reply is
 written.
@@ -126,39 +126,43 @@ def window() -> _Window:
 class Memory:
     """The front's side: the descriptor of a memfd, closed when nobody refers to it any more."""
 
-    __slots__ = ("fd", "_slots")
+    __slots__ = ("fd", "_view")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._slots: list[memoryview] = []
+        self._view: memoryview | None = None
 
-    def slot(self, number: int) -> memoryview:
-        """One of the kept memory's slots: mapped, for they are read again and again.  Raises OSError."""
-        if not self._slots:
-            view = memoryview(mmap.mmap(self.fd, SLOTS * SLOT, mmap.MAP_SHARED, mmap.PROT_READ))
-            self._slots = [view[at : at + SLOT] for at in range(0, SLOTS * SLOT, SLOT)]
-        return self._slots[number]
+    def view(self, start: int, size: int) -> memoryview:
+        """A part of the kept memory's slots, which are mapped: they are read again and again.  Raises OSError and ValueError."""
+        if self._view is None:
+            self._view = memoryview(mmap.mmap(self.fd, SLOTS * SLOT, mmap.MAP_SHARED, mmap.PROT_READ))
+        return self._view[start : start + size]
 
     def __del__(self) -> None:
         os.close(self.fd)
 
 
 class Blob:
-    """The front's side: bytes `start` to `start + size` of a memfd."""
+    """The front's side: bytes `start` to `start + size` of a memfd; `mapped`: of its slots."""
 
-    __slots__ = ("size", "_memory", "_start")
+    __slots__ = ("size", "_memory", "_start", "_mapped")
 
-    def __init__(self, memory: Memory, start: int, size: int) -> None:
+    def __init__(self, memory: Memory, start: int, size: int, *, mapped: bool) -> None:
         self.size = size
         self._memory: Memory | None = memory
         self._start = start
+        self._mapped = mapped
 
-    def read(self, offset: int, count: int) -> bytes:
-        """Exactly those bytes.  Raises ProtocolViolation when they are not there."""
+    def read(self, offset: int, count: int) -> bytes | memoryview:
+        """Exactly those bytes, until the worker is asked for others.  Raises ProtocolViolation when they are not there."""
         assert self._memory is not None
+        data: bytes | memoryview
         try:
-            data = os.pread(self._memory.fd, count, self._start + offset)
-        except OSError:
+            if self._mapped:
+                data = self._memory.view(self._start + offset, count)
+            else:
+                data = os.pread(self._memory.fd, count, self._start + offset)
+        except (OSError, ValueError):
             data = b""
         if len(data) != count:
             raise ProtocolViolation("bulk data that cannot be read")
@@ -220,7 +224,7 @@ class Stream:
             return None if self.ended else b""
         assert self._memory is not None
         try:
-            data = encode(self._memory.slot(self._slot)[: self._sizes[0]])
+            data = encode(self._memory.view(self._slot * SLOT, self._sizes[0]))
         except (OSError, ValueError):
             raise ProtocolViolation("bulk data that cannot be read") from None
         self._next()
@@ -283,4 +287,5 @@ def parts(memory: Memory, sizes: list[int], *, kept: bool) -> list[Blob]:
         raise ProtocolViolation("bulk data of no possible size")
     if not kept and os.lseek(memory.fd, 0, os.SEEK_END) != sum(sizes):
         raise ProtocolViolation("bulk data of another size")
-    return [Blob(memory, sum(sizes[:i]), size) for i, size in enumerate(sizes)]
+    mapped = kept and sum(sizes) <= SLOTS * SLOT
+    return [Blob(memory, sum(sizes[:i]), size, mapped=mapped) for i, size in enumerate(sizes)]

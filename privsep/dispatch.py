@@ -374,7 +374,7 @@ class Link:
             if not request.command.flows or type(count) is not int or result != {names[0]: blob.SLOT}:
                 raise ProtocolViolation("bulk data that cannot come piece by piece")
             try:
-                memory.slot(0)  # later on there would be a reply that has begun
+                memory.view(0, 1)  # later on there would be a reply that has begun
             except (OSError, ValueError):
                 raise ProtocolViolation("bulk data that cannot be read") from None
             self._head = b""
