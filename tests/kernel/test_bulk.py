@@ -25,8 +25,8 @@ from protocol import tally
 from protocol.commands import BY_NAME, verbs_of
 from protocol.errors import ProtocolViolation
 from protocol.longtext import LongText, Rope
-from protocol.request import Request
 from tests.support.agent import Agent, AgentError, wait_for
+from tests.support.links import ask, greeted
 from workers import file
 from workers.base64 import decoded
 
@@ -40,24 +40,10 @@ def descriptors() -> int:
 @pytest.fixture
 def ends() -> Iterator[tuple[dispatch.Link, Socket]]:
     """The front's link to a file worker, greeted, and the worker's end."""
-    link = dispatch.Link("file", "x", [0])
-    ours, theirs = wiring.pair()
-    link.connect(ours, 0.0)
-    theirs.recv(1000)
-    theirs.send(frame.encode([1, True, True])[0])
-    assert link.read(0.0) is None
+    link, theirs = greeted("file")
     yield link, theirs
     link.close()
     theirs.close()
-
-
-def ask(link: dispatch.Link, name: str = "guest-file-read", **arguments: object) -> int:
-    request = Request()
-    request.command = BY_NAME[name]
-    request.arguments = arguments
-    link.queue.append(request)
-    link.push(0.0)
-    return link.current_id
 
 
 def sealed(data: bytes, seals: int | None = None) -> int:

@@ -21,6 +21,7 @@ from protocol.errors import CommandError, ProtocolViolation
 from protocol.request import Known, Request
 from protocol.session import SYNC_PATIENCE, Session
 from tests.support.agent import Agent, Client, wait_for
+from tests.support.links import ask, greeted
 
 READ = b'{"execute": "guest-file-read", "arguments": {"handle": 1, "count": 1000000}}\n'
 COUNT = 3 * SLOT + 7
@@ -30,17 +31,8 @@ SYNC = b'{"execute": "guest-sync", "arguments": {"id": 7}}\n'
 @pytest.fixture
 def ends() -> Iterator[tuple[dispatch.Link, Socket, int]]:
     """The front's link to a file worker whose reply has begun, the worker's end and the request's number."""
-    link = dispatch.Link("file", "x", [0])
-    ours, theirs = wiring.pair()
-    link.connect(ours, 0.0)
-    theirs.recv(1000)
-    theirs.send(frame.encode([1, True, True])[0])
-    assert link.read(0.0) is None
-    request = Request()
-    request.command = BY_NAME["guest-file-read"]
-    request.arguments = {"handle": 1, "count": COUNT}
-    link.queue.append(request)
-    link.push(0.0)
+    link, theirs = greeted("file")
+    ask(link, handle=1, count=COUNT)
     theirs.recv(1000)
     fd = os.memfd_create("t", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     os.ftruncate(fd, blob.KEPT)

@@ -18,10 +18,10 @@ from privsep import dispatch, frame, wiring
 from privsep.fingerprint import fingerprint
 from privsep.runtime import Context, Worker
 from privsep.wiring import Socket
-from protocol.commands import BY_NAME, verbs_of
+from protocol.commands import verbs_of
 from protocol.errors import CommandError, ProtocolViolation
-from protocol.request import Request
 from tests.support.agent import Agent, AgentError, program, wait_for
+from tests.support.links import ask, greeted
 
 NAME = "guest-network-get-interfaces"
 VERB = [c.name for c in verbs_of("network")].index(NAME)
@@ -99,16 +99,8 @@ def test_a_list_is_no_longer_than_a_reply_may_be() -> None:
 @pytest.fixture
 def ends() -> Iterator[tuple[dispatch.Link, Socket]]:
     """The front's link to a network worker that was asked for its interfaces (number 2), and the worker's end."""
-    link = dispatch.Link("network", "x", [0])
-    ours, theirs = wiring.pair()
-    link.connect(ours, 0.0)
-    theirs.recv(1000)
-    theirs.send(frame.encode([1, True, True])[0])
-    assert link.read(0.0) is None
-    request = Request()
-    request.command = BY_NAME[NAME]
-    link.queue.append(request)
-    link.push(0.0)
+    link, theirs = greeted("network")
+    assert ask(link, NAME) == 2
     yield link, theirs
     link.close()
     theirs.close()
@@ -212,3 +204,30 @@ def test_whenever_the_worker_dies_it_is_all_or_an_error(agent: Agent) -> None:
         again = wait_for(lambda: answered(agent), 60, "a worker")  # those that die are started again ever more slowly
         assert again == rows
     assert outcomes["error"], outcomes
+
+
+@pytest.mark.root
+@pytest.mark.timeout(180)
+def test_a_sync_overtakes_a_list_whose_worker_stands_still(agent: Agent) -> None:
+    """What had come of the list is told nobody, not even when the worker goes on."""
+    rows = agent.call(NAME)
+    began = time.monotonic()
+    assert agent.call(NAME) == rows
+    took = time.monotonic() - began
+    pid = agent.processes()["network"]
+    for part in (0.4, 0.6, 0.8, 0.9):
+        agent.client.raw(json.dumps({"execute": NAME}).encode() + b"\n")
+        time.sleep(part * took)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            agent.client.raw(b'{"execute": "guest-sync", "arguments": {"id": 7}}\n')
+            first = json.loads(agent.client.recv_line(3))
+            if first["return"] != 7:  # it was all there
+                assert first["return"] == rows
+                first = json.loads(agent.client.recv_line(3))
+            assert first == {"return": 7}
+            assert agent.call("guest-fsfreeze-status") == "thawed"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert agent.call(NAME) == rows
+    assert agent.processes()["network"] == pid
