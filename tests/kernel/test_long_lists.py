@@ -173,6 +173,16 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
         subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
+def quickest(agent: Agent) -> float:
+    """Seconds for the list, where nothing else happens on the machine."""
+    took = []
+    for _ in range(5):
+        began = time.monotonic()
+        agent.call(NAME)
+        took.append(time.monotonic() - began)
+    return min(took)
+
+
 def answered(agent: Agent) -> Any:
     try:
         return agent.call(NAME)
@@ -186,11 +196,9 @@ def test_whenever_the_worker_dies_it_is_all_or_an_error(agent: Agent) -> None:
     wanted = {"lo"} | {f"{side}{n}" for n in range(PAIRS) for side in "ab"}
     rows = agent.call(NAME)
     assert len(rows) == len(wanted) and {row["name"] for row in rows} == wanted
-    began = time.monotonic()
-    assert agent.call(NAME) == rows
-    took = time.monotonic() - began
+    took = quickest(agent)
     outcomes = {"all": 0, "error": 0}
-    for part in (0.3, 0.5, 0.7, 0.8, 0.9, 1.0):
+    for part in (0.2, 0.4, 0.6, 0.7, 0.8, 1.0):
         agent.client.raw(json.dumps({"execute": NAME}).encode() + b"\n")
         time.sleep(part * took)
         os.kill(agent.processes()["network"], signal.SIGKILL)
@@ -211,9 +219,7 @@ def test_whenever_the_worker_dies_it_is_all_or_an_error(agent: Agent) -> None:
 def test_a_sync_overtakes_a_list_whose_worker_stands_still(agent: Agent) -> None:
     """What had come of the list is told nobody, not even when the worker goes on."""
     rows = agent.call(NAME)
-    began = time.monotonic()
-    assert agent.call(NAME) == rows
-    took = time.monotonic() - began
+    took = quickest(agent)
     pid = agent.processes()["network"]
     for part in (0.4, 0.6, 0.8, 0.9):
         agent.client.raw(json.dumps({"execute": NAME}).encode() + b"\n")
