@@ -143,12 +143,13 @@ class Memory:
 
 
 class Blob:
-    """The front's side: bytes `start` to `start + size` of a memfd; `mapped`: of its slots."""
+    """The front's side: bytes `start` to `start + size` of a memfd; `mapped`: of its slots.  `kept`: it stands first there, alone."""
 
-    __slots__ = ("size", "_memory", "_start", "_mapped")
+    __slots__ = ("size", "kept", "_memory", "_start", "_mapped")
 
-    def __init__(self, memory: Memory, start: int, size: int, *, mapped: bool) -> None:
+    def __init__(self, memory: Memory, start: int, size: int, *, mapped: bool, kept: bool = False) -> None:
         self.size = size
+        self.kept = kept
         self._memory: Memory | None = memory
         self._start = start
         self._mapped = mapped
@@ -288,4 +289,6 @@ def parts(memory: Memory, sizes: list[int], *, kept: bool) -> list[Blob]:
     if not kept and os.lseek(memory.fd, 0, os.SEEK_END) != sum(sizes):
         raise ProtocolViolation("bulk data of another size")
     mapped = kept and sum(sizes) <= SLOTS * SLOT
+    if len(sizes) == 1:
+        return [Blob(memory, 0, sizes[0], mapped=mapped, kept=mapped)]
     return [Blob(memory, sum(sizes[:i]), size, mapped=mapped) for i, size in enumerate(sizes)]

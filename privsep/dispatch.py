@@ -45,6 +45,7 @@ _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 _FD_SPACE: Final = _socket.CMSG_SPACE(8)  # for two, so that a second one is seen and not just lost
 
 _HEAD: Final = b"\0\x93"  # a frame in one datagram; an array of three
+_HEAD_OF_BULK: Final = b"\0\x95"  # of five: a reply that has bulk data beside it
 _SMALL: Final = 4096  # bytes that are quicker copied than viewed
 # Where every datagram is received; what is kept of it is copied by the codec.
 _buffer: Final = bytearray(frame.DATAGRAM)
@@ -82,7 +83,7 @@ class Link:
         self._window: blob.Memory | None = None  # the memory that its worker keeps for bulk data
         self._stream: blob.Stream | None = None  # of the reply that is coming piece by piece
         self._ahead = 0  # bytes of the parts of a list that have come
-        self._head = b""  # what stands before that in the reply to a request that `hop` sent
+        self._head = b""  # the number before that in the reply to a request that `hop` sent
         self.moved: Request | None = None  # one that was unread before
         self._assembler = frame.Assembler(frame.REPLY_LIMIT, walk=False)
         self._unsent: list[bytes | frame.Pieces] = []
@@ -164,9 +165,9 @@ class Link:
         if known.asked is None:
             assert request.command is not None
             known.asked = pack(self.verbs[request.command.name]) + pack(request.arguments)
-        head = _HEAD + pack(self._next_id())
+        head = pack(self._next_id())
         try:
-            self.socket.send(head + known.asked)
+            self.socket.send(_HEAD + head + known.asked)
         except OSError:  # `push` finds out
             return False
         assert request.command is not None
@@ -217,7 +218,8 @@ class Link:
 
     def read(self, now: float) -> tuple[Request, bool | None, object] | None:
         """One datagram: None when it completes no reply to a request, else (request, ok, value); the value is the request's
-        `Known` when it is the same reply as last time.  Where `ok` is None the value is a part of the reply, a list.
+        `Known` when it is the same reply as last time, or its bulk data, a Blob, where it had some.  Where `ok` is None the value is a
+        part of the reply, a list.
 
         Bulk members of the value are bytes or a Blob.  While a reply flows the value is its Stream, each time that there is more
         of it, and once more at its end.  Raises EOFError when the worker is gone, ProtocolViolation when
@@ -243,15 +245,18 @@ class Link:
                 raise EOFError
             head, self._head = self._head, b""
             self.tail = None
-            if head and self._stream is None and size > len(head) and _buffer.startswith(head):
+            if head and self._stream is None and size > 2 + len(head) and _buffer.startswith(head, 2):
                 request = self.current
                 if request is not None and request.known is not None:
-                    self.tail = bytes(_view[len(head) : size])
-                    if self.tail == request.known.reply:
-                        self.current = None
-                        self.deadline = None
-                        self.used_at = now
-                        return request, True, request.known
+                    known = request.known
+                    self.tail = bytes(_view[2 + len(head) : size])
+                    if self.tail == known.reply and _buffer.startswith(_HEAD_OF_BULK if known.size else _HEAD):
+                        if not known.size:
+                            self._done(now)
+                            return request, True, known
+                        if fd is None and self._window is not None:  # the same place in the memory that this worker has
+                            self._done(now)
+                            return request, True, blob.Blob(self._window, 0, known.size, mapped=True)
             value = self._assembler.feed(_buffer[:size] if size <= _SMALL else _view[:size])
             if value is None:
                 return None
@@ -299,11 +304,15 @@ class Link:
                 return request, True, stream
             self._end(stream, request, result)
             result = stream
+        self._ahead = 0
+        self._done(now)
+        return request, ok, result
+
+    def _done(self, now: float) -> None:
+        """The worker has answered."""
         self.current = None
         self.deadline = None
         self.used_at = now
-        self._ahead = 0
-        return request, ok, result
 
     def _part(self, number: int, rows: object) -> tuple[Request, None, object]:
         """Some rows of a long list.  Raises ProtocolViolation."""

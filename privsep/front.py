@@ -15,7 +15,7 @@ from policy.seal import parse_slice, read_sealed
 from privsep import dispatch, wiring
 from privsep.audit import Audit
 from privsep.audit import arguments as visible
-from privsep.blob import Stream
+from privsep.blob import Blob, Stream
 from privsep.counters import nowhere
 from privsep.domains import DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
@@ -23,7 +23,7 @@ from privsep.hostside import HostSide
 from privsep.waiting import Waiting
 from protocol import tally
 from protocol.errors import CommandError, ProtocolViolation
-from protocol.request import Request
+from protocol.request import Known, Request
 from protocol.session import FROZEN, Session
 
 TYPE_CHECKING = False
@@ -407,9 +407,10 @@ class Front:
         if type(value) is Stream:
             self._session.flows(request, value, now)
             return
-        known = request.known
-        if known is not None and value is known:
+        if type(value) is Known:
             self._session.repeated(request, now)
+        elif type(value) is Blob:
+            self._session.repeated(request, now, value)
         elif ok is not False:
             try:
                 if ok:

@@ -90,16 +90,16 @@ class Remembered:
         head, _, tail = (wire.delimited(after) if delimited else after).rpartition(b"0")
         self._syncs[data[:at] + data[end:]] = ((errors + head, tail), cell)
 
-    def keep(self, known: Known, reply: bytes | None, line: bytes) -> None:
-        """A worker's reply and what was made of it; None: nothing is to be kept (it came in several datagrams, or to a request that
-        did not go the short way).  Of large ones the last one only is."""
+    def keep(self, known: Known, reply: bytes | None, line: bytes, size: int = 0, end: bytes = b"") -> None:
+        """A worker's reply and what was made of it (`Known`); None: nothing is to be kept (it came in several datagrams, or to a
+        request that did not go the short way).  Of large ones the last one only is."""
         if reply is None:
-            line = b""
+            line, size, end = b"", 0, b""
         elif len(reply) > _LARGE:
             if self._large is not None and self._large is not known:
                 self._large.reply, self._large.line = None, b""
             self._large = known
-        known.reply, known.line = reply, line
+        known.reply, known.line, known.size, known.end = reply, line, size, end
 
 
 def _number(data: bytes) -> tuple[int, int]:

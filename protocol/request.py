@@ -47,11 +47,15 @@ class Known:
     asked   its frame for the worker from behind the number, None until it was made
     reply   the worker's last reply from behind the number, None when it is not worth keeping
     line    what the host was told then, and is told again when the same reply comes
+    size    bytes of bulk data that come behind `line` with each such reply, 0: none
+    end     what stands behind them
     """
 
-    __slots__ = ("asked", "reply", "line")
+    __slots__ = ("asked", "reply", "line", "size", "end")
 
     def __init__(self) -> None:
         self.asked: bytes | None = None
         self.reply: bytes | None = None
         self.line = b""
+        self.size = 0
+        self.end = b""

@@ -286,6 +286,11 @@ class Session:
                 _close_all(value)
                 raise
             if type(pieces) is list:
+                if request.known is not None:
+                    before, payload, end = pieces[0], pieces[1], pieces[-1]
+                    assert isinstance(before, bytes) and isinstance(end, bytes) and not isinstance(payload, bytes)
+                    again = reply if payload.kept and payload.size and len(pieces) == 3 else None
+                    self._remembered.keep(request.known, again, before, payload.size, end)
                 self._stream, self._streamed = pieces, 0
                 self._pour(now)
                 return
@@ -320,13 +325,17 @@ class Session:
             declared = self._declared[command.name] = fits(command.returns), not has_floats(command.returns)
         return declared
 
-    def repeated(self, request: Request, now: float) -> None:
-        """The worker's answer is, to the byte, the one that it gave to the same request last (`Known`)."""
-        assert request.known is not None
+    def repeated(self, request: Request, now: float, bulk: Payload | None = None) -> None:
+        """The worker's answer is, to the byte, the one that it gave to the same request last (`Known`); `bulk` comes with it."""
+        known = request.known
+        assert known is not None
         if request.muted:
             self._release(request)
+        elif bulk is not None:
+            self._stream, self._streamed = [known.line, bulk, known.end], 0
+            self._pour(now)
         else:
-            self._write(request.known.line)
+            self._write(known.line)
             self._finished(request, now)
 
     def flows(self, request: Request, flow: Flow, now: float) -> None:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from typing import Final, Protocol
 
     class Payload(Protocol):
-        """Bulk data of a reply."""
+        """Bulk data of a reply.  `kept`: where the next reply's will be too, if it says the same of it."""
 
         size: int
+        kept: bool
 
         def read(self, offset: int, count: int) -> bytes | memoryview: ...
         def close(self) -> None: ...

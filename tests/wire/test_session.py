@@ -157,9 +157,10 @@ def test_a_request_behind_a_worker_is_not_answered_before_it() -> None:
 class Memory:
     """Bulk data in this process."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, kept: bool = False) -> None:
         self.data = data
         self.size = len(data)
+        self.kept = kept
         self.closed = 0
 
     def read(self, offset: int, count: int) -> bytes:
@@ -478,6 +479,38 @@ def test_of_large_replies_the_last_one_is_kept() -> None:
     assert (other.reply, other.line.count(b'"user"')) == (b"o" * 5000, 300)
     assert hop(asked[1], 300, None) is other
     assert (other.reply, other.line) == (None, b"")  # it came in several datagrams: too large to be kept
+
+
+@pytest.mark.parametrize(("out", "err", "again"), [
+    (Memory(b"x" * 9, kept=True), None, True), (Memory(b"x" * 9), None, False), (Memory(b"", kept=True), None, False),
+    (Memory(b"x" * 9, kept=True), Memory(b"x" * 9, kept=True), False), (b"xxx", None, False),
+])  # fmt: skip
+def test_bulk_data_in_the_same_place_is_remembered(out: Memory | bytes, err: Memory | None, again: bool) -> None:
+    session = make()
+    data = b'{"execute":"guest-exec-status","arguments":{"pid":7}}\n'
+    value: dict[str, object] = {"exited": True, "exitcode": 0, "out-data": out}
+    if err is not None:
+        value["err-data"] = err
+    session.receive(data, 0.0)
+    request = session.calls.pop()
+    session.answered(request, value, 0.0)
+    for _ in range(2):
+        session.written(len(session.output), 0.0)
+        hopped = session.hop(data)
+        assert hopped is not None and hopped.known is not None
+        session.answered(hopped, value, 0.0, b"reply")
+        line = bytes(session.output)
+    known = hopped.known
+    assert (known.size > 0) == again
+    assert (known.reply is not None) == (again or type(out) is bytes)
+    if again:
+        session.written(len(session.output), 0.0)
+        repeated = session.hop(data)
+        assert repeated is not None
+        session.repeated(repeated, 0.0, Memory(b"x" * known.size))
+        assert session.output == line
+        session.written(len(session.output), 0.0)
+        assert nothing_held(session)
 
 
 @pytest.mark.parametrize("end", [b"}", b',"id":[1,"a"]}'])
