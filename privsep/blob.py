@@ -6,8 +6,9 @@ The front may not open, create or enlarge anything, so the worker makes a memfd 
   writes again and again; its descriptor comes with the first of them.  Making, filling and closing a new one costs more than
   all the copies of half a megabyte;
 * *flow*: what is read from a file, however much, goes through the first `SLOTS` slots of the kept memfd, one after the other and
-  round again: the worker reads the next while the front writes the last to the host.  A slot is taken, and said to be, before it
-  is written again.  So no reply is anywhere as a whole, and a slow host stops the reading;
+  round again: the worker reads the next while the front writes the last to the host.  A slot is taken, and said to be (`SPEND` at a
+  time, at the end what is left), before it is written again.  So no large reply is anywhere as a whole, and a slow host stops
+  the reading;
 * *sealed*: more than that has a memfd of its own, sealed against every change, which is gone when the reply is written.
 
 The front takes a descriptor only with those seals, which nothing but a memfd has: a read of any other file might wait for
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 KEPT: Final = 16 * 1024 * 1024  # bytes
 SLOT: Final = 192 * 1024  # bytes: whole groups of three, encoded at a time
-SLOTS: Final = 2
+SLOTS: Final = 8
+SPEND: Final = 4  # slots that are taken before the worker is told so, once for all of them
 LIMIT: Final = 72 * 1024 * 1024  # bytes; the largest that a command answers are 48 MiB
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -176,7 +178,7 @@ class Blob:
 class Stream:
     """The front's side of a flow: the slots of `member` in turn.
 
-    release  is called when a slot may be written again
+    release  is called when `SPEND` slots may be written again, and once more at the end if there are any left
     most     bytes that the host asked for
     total    bytes that have come
     rest     the other members; None until the end, and for ever when the flow was cut off"""
@@ -218,11 +220,16 @@ class Stream:
         """Nothing more comes; None: because the worker is gone."""
         self.rest = rest
         self.ended = True
+        if self._closed:
+            self._last()
 
     def take(self, encode: Callable[[memoryview], bytes]) -> bytes | None:
         """What `encode` makes of the next slot, b"" when that has not come yet, None at the end.  Raises ProtocolViolation."""
         if not self._sizes:
-            return None if self.ended else b""
+            if not self.ended:
+                return b""
+            self._last()
+            return None
         assert self._memory is not None
         try:
             data = encode(self._memory.view(self._slot * SLOT, self._sizes[0]))
@@ -236,6 +243,8 @@ class Stream:
         self._closed = True
         self._drop()
         self._memory = None
+        if self.ended:
+            self._last()
 
     def _drop(self) -> None:
         while self._sizes:
@@ -244,7 +253,14 @@ class Stream:
     def _next(self) -> None:
         del self._sizes[0]
         self._slot = (self._slot + 1) % SLOTS
-        self._release()
+        if self._slot % SPEND == 0:
+            self._release()
+
+    def _last(self) -> None:
+        """All was taken: say so of what was not said yet."""
+        if self._slot % SPEND:
+            self._slot = 0
+            self._release()
 
 
 def of(parts: list[bytes | bytearray]) -> Sealed | Kept:

@@ -245,7 +245,7 @@ class Link:
                 raise EOFError
             head, self._head = self._head, b""
             self.tail = None
-            if head and self._stream is None and size > 2 + len(head) and _buffer.startswith(head, 2):
+            if head and size > 2 + len(head) and _buffer.startswith(head, 2):
                 request = self.current
                 if request is not None and request.known is not None:
                     known = request.known
@@ -386,7 +386,6 @@ class Link:
                 memory.view(0, 1)  # later on there would be a reply that has begun
             except (OSError, ValueError):
                 raise ProtocolViolation("bulk data that cannot be read") from None
-            self._head = b""
             value[2:] = [blob.Stream(names[0], memory, self._taker(), count)]
             return
         for name, part in zip(names, blob.parts(memory, sizes, kept=kept), strict=True):
@@ -394,7 +393,7 @@ class Link:
         del value[3:]
 
     def _taker(self) -> Callable[[], None]:
-        """What tells this worker, and none that comes after it, that a slot was taken."""
+        """What tells this worker, and none that comes after it, that slots were taken."""
         socket = self.socket
         assert socket is not None
 

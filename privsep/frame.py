@@ -11,7 +11,8 @@ Large base64 members (`bulk` in the command table) are not part of the frame.  N
 * a reply's member is the bytes themselves, raw, or their number while the bytes are in a memfd: the reply's fourth element
   names those members in the memfd's order, and the descriptor comes with the same datagram (`privsep/blob.py`).  The fifth says
   which kind: `SEALED`, `KEPT`, or `FLOW`: then `[id, true, size]` follows for each further slot that is filled, and at last
-  `[id, true, {the other members}]`; for each slot that it took the front sends the datagram `TAKEN`.
+  `[id, true, {the other members}]`; for each `blob.SPEND` slots that it took, and at the end for those that are left, the front sends
+  the datagram `TAKEN`.
 
 What the front may send is checked here once: exact types (bool is not int), no extension types (a
 Timestamp would slip past msgpack's `ext_hook`, hence the limit of 0 and the walk over the decoded value), no NaN, no

@@ -559,26 +559,27 @@ class Worker:
         try:
             self._send_window(frame.encode([number, True, {member: blob.SLOT}, [member], frame.FLOW])[0])
             counts[given] += blob.SLOT
-            ahead = 1  # slots that the front has not taken
-            slot, size = 0, blob.SLOT  # the last that was filled
+            filled, taken = 1, 0  # slots
+            size = blob.SLOT  # of the last
             while size == blob.SLOT:
-                if ahead == blob.SLOTS:
+                if filled - taken == blob.SLOTS:
                     self._taken(front)
-                    ahead -= 1
-                slot = (slot + 1) % blob.SLOTS
+                    taken += blob.SPEND
+                slot = filled % blob.SLOTS
                 size = flow.fill(view[slot * blob.SLOT : (slot + 1) * blob.SLOT])
                 if size:
                     front.send(frame.encode([number, True, size])[0])
                     counts[given] += size
-                    ahead += 1
+                    filled += 1
             front.send(frame.encode([number, True, flow.rest()])[0])
-            for _ in range(ahead):
+            while filled > taken:
                 self._taken(front)
+                taken += blob.SPEND
         except OSError:
             raise frame.FrontGone from None
 
     def _taken(self, front: Socket) -> None:
-        """Wait until the front has taken a slot.  Raises OSError, FrontGone, ProtocolViolation.
+        """Wait until the front says that it has taken slots.  Raises OSError, FrontGone, ProtocolViolation.
 
         A host that reads nothing must not keep a worker that has to end: the supervisor's word ends the reply where it is."""
         control = self._context.control

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from privsep import blob, dispatch, frame, wiring
-from privsep.blob import SLOT
+from privsep.blob import SLOT, SLOTS, SPEND
 from privsep.wiring import Socket
 from protocol.commands import BY_NAME
 from protocol.errors import CommandError, ProtocolViolation
@@ -24,7 +24,7 @@ from tests.support.agent import Agent, Client, wait_for
 from tests.support.links import ask, greeted
 
 READ = b'{"execute": "guest-file-read", "arguments": {"handle": 1, "count": 1000000}}\n'
-COUNT = 3 * SLOT + 7
+COUNT = 20 * SLOT + 7
 SYNC = b'{"execute": "guest-sync", "arguments": {"id": 7}}\n'
 
 
@@ -49,36 +49,74 @@ def begun(number: int, size: int = SLOT) -> bytes:
     return frame.encode([number, True, {"buf-b64": size}, ["buf-b64"], frame.FLOW])[0]
 
 
-def test_slots_come_in_turn_and_are_given_back(ends: tuple[dispatch.Link, Socket, int]) -> None:
-    link, worker, number = ends
+def begin(link: dispatch.Link) -> blob.Stream:
     reply = link.read(0.0)
     assert reply is not None
-    stream = reply[2]
-    assert isinstance(stream, blob.Stream) and stream.waiting
+    assert isinstance(reply[2], blob.Stream)
+    return reply[2]
+
+
+def given_back(worker: Socket) -> int:
+    """How many times the worker was told that slots were taken."""
+    worker.setblocking(False)
+    count = 0
+    while True:
+        try:
+            assert worker.recv(10) == frame.TAKEN
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+def test_slots_come_in_turn_and_are_given_back(ends: tuple[dispatch.Link, Socket, int]) -> None:
+    link, worker, number = ends
+    stream = begin(link)
+    assert stream.waiting
     worker.send(frame.encode([number, True, 5])[0])
     assert link.read(0.0) == (link.current, True, stream)
-    worker.setblocking(False)
     assert stream.take(bytes) == b"a" * SLOT
-    assert worker.recv(10) == frame.TAKEN
     assert stream.take(bytes) == b"b" * 5
-    assert worker.recv(10) == frame.TAKEN
     assert stream.take(bytes) == b""
+    assert given_back(worker) == 0  # there are enough others
     worker.send(frame.encode([number, True, {"count": SLOT + 5, "eof": True}])[0])
     assert link.read(0.0) is not None
     assert link.current is None
-    assert stream.take(bytes) is None
+    for _ in range(2):
+        assert stream.take(bytes) is None
     assert stream.rest == {"count": SLOT + 5, "eof": True}
+    assert given_back(worker) == 1
 
 
-def test_what_nobody_wants_is_given_back_at_once(ends: tuple[dispatch.Link, Socket, int]) -> None:
+@pytest.mark.parametrize("slots", [1, SPEND - 1, SPEND, SPEND + 1, SLOTS, SLOTS + 1, 2 * SLOTS, 2 * SLOTS + 1])
+@pytest.mark.parametrize("wanted", ["all", "nothing", "nothing any more"])
+def test_the_worker_is_told_once_for_some_and_once_for_the_rest(
+    ends: tuple[dispatch.Link, Socket, int], slots: int, wanted: str
+) -> None:
+    """Which is what it waits for: no more and no less, whoever wants what."""
     link, worker, number = ends
-    reply = link.read(0.0)
-    assert reply is not None and isinstance(reply[2], blob.Stream)
-    reply[2].close()
-    assert worker.recv(10) == frame.TAKEN
-    worker.send(frame.encode([number, True, SLOT])[0])
+    stream = begin(link)
+    if wanted == "nothing":
+        stream.close()
+    told = 0
+    for came in range(1, slots):
+        if wanted == "all" or (wanted == "nothing any more" and came < slots // 2):
+            stream.take(bytes)
+        worker.send(frame.encode([number, True, SLOT])[0])
+        if wanted == "nothing any more" and came == slots // 2:
+            stream.close()
+        assert link.read(0.0) is not None
+        told += given_back(worker)
+    if wanted == "all":
+        stream.take(bytes)
+        told += given_back(worker)
+    assert told == (slots if wanted != "nothing any more" or slots > 1 else 0) // SPEND
+    worker.send(frame.encode([number, True, {"count": slots * SLOT, "eof": True}])[0])
     assert link.read(0.0) is not None
-    assert worker.recv(10) == frame.TAKEN
+    if wanted == "nothing any more":
+        stream.close()
+    elif wanted == "all":
+        assert stream.take(bytes) is None
+    assert told + given_back(worker) == -(-slots // SPEND)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +129,7 @@ def test_what_nobody_wants_is_given_back_at_once(ends: tuple[dispatch.Link, Sock
         ["x"],
         [None],
         [5, 5],
-        [SLOT, SLOT],  # there are two slots
+        [SLOT] * SLOTS,  # one more than there are
         [{"count": SLOT}],
         [{"count": SLOT + 1, "eof": True}],
         [{"count": SLOT, "eof": 1}],
@@ -115,9 +153,9 @@ def test_more_than_was_asked_for_is_a_violation(ends: tuple[dispatch.Link, Socke
     assert link.read(0.0) is not None
     stream = link._stream
     assert stream is not None
-    for size in (SLOT, SLOT):
+    for _ in range(19):
         stream.take(bytes)
-        worker.send(frame.encode([number, True, size])[0])
+        worker.send(frame.encode([number, True, SLOT])[0])
         assert link.read(0.0) is not None
     stream.take(bytes)
     worker.send(frame.encode([number, True, 8])[0])
@@ -151,8 +189,8 @@ def test_the_same_reply_as_last_time_does_not_end_a_flow(ends: tuple[dispatch.Li
     assert request is not None
     request.known = Known()
     last = frame.encode([number, True, {"count": 0, "buf-b64": b"", "eof": True}])[0]
-    link._head = last[:2] + last[2 : last.index(b"\xc3")]  # as `hop` leaves it
-    request.known.reply = last[len(link._head) :]
+    link._head = last[2 : last.index(b"\xc3")]  # as `hop` leaves it
+    request.known.reply = last[2 + len(link._head) :]
     assert link.read(0.0) is not None
     worker.send(last)
     with pytest.raises(ProtocolViolation):
@@ -302,7 +340,11 @@ def test_reads_of_every_size_are_what_is_in_the_file(big: Path) -> None:
             2 * SLOT - 1,
             2 * SLOT,
             2 * SLOT + 1,
-            3 * SLOT,
+            SPEND * SLOT - 1,
+            SPEND * SLOT,
+            SPEND * SLOT + 1,
+            SLOTS * SLOT,
+            SLOTS * SLOT + 1,
             5_000_000,
             len(data) + 1,
         ):
