@@ -19,7 +19,7 @@ from privsep.blob import Blob, Stream
 from privsep.counters import nowhere
 from privsep.domains import DOMAINS, NUMBER
 from privsep.fingerprint import fingerprint
-from privsep.hostside import HostSide
+from privsep.hostside import LARGE, HostSide
 from privsep.waiting import Waiting
 from protocol import tally
 from protocol.errors import CommandError, ProtocolViolation
@@ -266,6 +266,8 @@ class Front:
         """These bytes came; when there are none the channel may have changed."""
         if data:
             self._present = True
+            if len(data) >= LARGE and self._session.resting:
+                data = self._host.rest(data)
             self._session.receive(data, now)
             return
         host = self._host

@@ -167,6 +167,11 @@ class Session:
         return self._held >= QUEUE_LIMIT or self._weight >= HELD_LIMIT
 
     @property
+    def resting(self) -> bool:
+        """What comes next is the beginning of a request, or of something else."""
+        return self._resting
+
+    @property
     def idle(self) -> bool:
         """Nothing is waiting to be answered or written."""
         return not self._queue and not self.output
