@@ -142,8 +142,8 @@ def test_the_rest_ends_where_a_request_ends(client: tuple[HostSide, socket.socke
 def test_no_more_is_read_at_once_than_ever(client: tuple[HostSide, socket.socket]) -> None:
     host, far = client
     far.setblocking(False)
-    sent = 0
-    read = 0
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * READ_SIZE)
+    sent = read = full = 0
     while read < 3 * READ_SIZE:
         try:
             while True:
@@ -153,7 +153,8 @@ def test_no_more_is_read_at_once_than_ever(client: tuple[HostSide, socket.socket
         data = host.rest(host.read())
         assert 0 < len(data) <= READ_SIZE and not host.ended
         read += len(data)
-    assert read <= sent
+        full += len(data) == READ_SIZE
+    assert full and read <= sent
 
 
 def test_a_client_that_ends_in_the_middle_loses_nothing(client: tuple[HostSide, socket.socket]) -> None:
