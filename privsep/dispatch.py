@@ -378,14 +378,15 @@ class Link:
             memory = self._window
         if memory is None:
             raise ProtocolViolation("bulk data without a descriptor")
-        if kind == frame.FLOW:
-            count = request.arguments.get("count")
-            if not request.command.flows or type(count) is not int or result != {names[0]: blob.SLOT}:
-                raise ProtocolViolation("bulk data that cannot come piece by piece")
+        if kept:
             try:
                 memory.view(0, 1)  # later on there would be a reply that has begun
             except (OSError, ValueError):
                 raise ProtocolViolation("bulk data that cannot be read") from None
+        if kind == frame.FLOW:
+            count = request.arguments.get("count")
+            if not request.command.flows or type(count) is not int or result != {names[0]: blob.SLOT}:
+                raise ProtocolViolation("bulk data that cannot come piece by piece")
             value[2:] = [blob.Stream(names[0], memory, self._taker(), count)]
             return
         for name, part in zip(names, blob.parts(memory, sizes, kept=kept), strict=True):

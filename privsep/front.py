@@ -164,7 +164,7 @@ class Front:
         self._from_worker(link, select.POLLIN, now)
         if session.output:
             self._write(now)
-        return not (session.output or session.calls or session.sync_at is not None)
+        return self._host.connected and not (session.output or session.calls or session.sync_at is not None)
 
     def _remind(self, at: float | None) -> None:
         """See to it that `_timers` is called then, if ever.  A time that is not true any more costs one vain call."""
@@ -182,7 +182,12 @@ class Front:
                 self._ask(wiring.END | NUMBER[link.row.name])
             idle_at = link.idle_at()
             if idle_at is not None and now >= idle_at:
-                link.probe()
+                if session.pouring:
+                    link.used_at = (
+                        now  # its worker may be waiting for the host to take what it has read, and answers nothing else
+                    )
+                else:
+                    link.probe()
         host = self._host
         if host.look_at is not None and now >= host.look_at:
             host.wake()

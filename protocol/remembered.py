@@ -97,7 +97,7 @@ class Remembered:
             line, size, end = b"", 0, b""
         elif len(reply) > _LARGE:
             if self._large is not None and self._large is not known:
-                self._large.reply, self._large.line = None, b""
+                self.keep(self._large, None, b"")
             self._large = known
         known.reply, known.line, known.size, known.end = reply, line, size, end
 

@@ -172,6 +172,11 @@ class Session:
         return self._resting
 
     @property
+    def pouring(self) -> bool:
+        """A reply that flows is being written, and not all of it was taken."""
+        return self._flow is not None
+
+    @property
     def idle(self) -> bool:
         """Nothing is waiting to be answered or written."""
         return not self._queue and not self.output

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -235,3 +237,31 @@ def test_what_comes_to_the_same_place(ends: Ends) -> None:
     assert [part.kept for part in blob.parts(memory, [blob.SLOTS * blob.SLOT], kept=True)] == [True]
     assert [part.kept for part in blob.parts(memory, [blob.SLOTS * blob.SLOT + 1], kept=True)] == [False]  # not mapped
     assert [part.kept for part in blob.parts(memory, [5, 6], kept=True)] == [False, False]
+
+
+@pytest.mark.parametrize("how", ["refused", "of pages that there are none of"])
+def test_memory_that_cannot_be_mapped_is_a_violation_before_the_reply_begins(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def no(*_: object) -> None:
+        raise PermissionError
+
+    ends.ask(LARGE)
+    if how == "refused":
+        monkeypatch.setattr(blob.mmap, "mmap", no)
+        ends.tell("kept", b"x" * LARGE)
+    else:
+        fd = os.memfd_create("t", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC | os.MFD_HUGETLB)
+        os.ftruncate(fd, blob.KEPT)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, blob._SIZED)
+        if int(Path("/proc/sys/vm/nr_hugepages").read_text()):
+            os.close(fd)
+            return  # it could be mapped: `refused` is the same for the front
+        value = {"count": LARGE, "buf-b64": LARGE, "eof": False}
+        (part,) = frame.encode([ends.link.current_id, True, value, ["buf-b64"], frame.KEPT])
+        wiring.send_fd(ends.worker, part, fd)
+        os.close(fd)
+    with pytest.raises(ProtocolViolation, match="cannot be read"):
+        ends.heard()
+    assert not ends.session.output
+    assert ends.link.lost() is not None  # so that the request is answered with an error

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from privsep import blob, dispatch, frame, wiring
 from privsep.blob import SLOT, SLOTS, SPEND
+from privsep.dispatch import FIRST_STAY
 from privsep.wiring import Socket
 from protocol.commands import BY_NAME
 from protocol.errors import CommandError, ProtocolViolation
@@ -433,3 +435,21 @@ def test_a_host_that_reads_nothing_keeps_no_worker_of_an_older_policy(big: Path,
         wait_for(lambda: "file" not in agent.processes())
         reply = json.loads(client.recv_line())["return"]
         assert 0 < reply["count"] == len(base64.b64decode(reply["buf-b64"])) < big.stat().st_size
+
+
+def test_a_host_that_is_slow_at_the_end_of_a_reply_costs_no_worker(big: Path) -> None:
+    """The worker has said all of it and waits for its last slots to be taken: it cannot say whether it is idle."""
+    data = big.read_bytes()
+    with Agent("--policy", "qemu-ga") as agent:
+        client, handle = _slow(agent, big)
+        line, left = (
+            b"",
+            len(data) * 4 // 3 - 2_400_000,
+        )  # what is left is more than the socket holds, and less than that and all slots
+        while len(line) < left:
+            line += client.socket.recv(left - len(line))
+        time.sleep(FIRST_STAY + 1)
+        line += client.recv_line()
+        assert base64.b64decode(json.loads(line)["return"]["buf-b64"]) == data
+        assert agent.call("guest-file-seek", handle=handle, offset=0, whence="set") == {"position": 0, "eof": False}
+        agent.call("guest-file-close", handle=handle)

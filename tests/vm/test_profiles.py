@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import os
+import time
 
 import pytest
 
@@ -12,6 +15,7 @@ from tests.vm.harness.seen import Seen
 from tests.vm.harness.service import POLICY, UNIT, WITH_PROGRAMS, log, processes, set_policy
 
 SHIPPED = ("minimal", "backup", "default", "ansible", "qemu-ga")
+LARGE = 4 << 20  # bytes
 DROPINS = {"ansible": "ansible", "qemu-ga": "qemu-ga"}
 
 
@@ -63,6 +67,33 @@ def test_programs_and_files(guest: Guest, seen: Seen, profile: str) -> None:
             word = "both refused"
     workers = guest.check(f"systemctl show {UNIT} -p TasksCurrent --value").strip()
     seen(f"{profile}: {len(allowed)} commands, {word}; {workers} processes and threads")
+
+
+def test_large_files_through_the_port(guest: Guest, seen: Seen) -> None:
+    """A file written and read through the virtio port, 64 KiB, 1 MiB and all of it at a time, is what it was"""
+    set_policy(guest, "qemu-ga", dropin=DROPINS["qemu-ga"])
+    path, rates = "/root/large", []
+    with guest.agent() as agent:
+        for size in (65536, 1 << 20, LARGE):
+            data = os.urandom(LARGE)
+            begun = time.monotonic()
+            handle = agent.call("guest-file-open", path=path, mode="w+")
+            for at in range(0, LARGE, size):
+                text = base64.b64encode(data[at : at + size]).decode()
+                assert agent.call("guest-file-write", handle=handle, buf_b64=text)["count"] == size
+            middle = time.monotonic()
+            agent.call("guest-file-seek", handle=handle, offset=0, whence="set")
+            for at in range(0, LARGE, size):
+                piece = agent.call("guest-file-read", handle=handle, count=size)
+                assert (base64.b64decode(piece["buf-b64"]), piece["count"]) == (data[at : at + size], size)
+            end = time.monotonic()
+            agent.call("guest-file-close", handle=handle)
+            assert guest.check(f"sha256sum {path}").split()[0] == hashlib.sha256(data).hexdigest()
+            rates.append(
+                f"{size >> 10} KiB: {LARGE / (middle - begun) / 1e6:.1f} and {LARGE / (end - middle) / 1e6:.1f}"
+            )
+    guest.check(f"rm {path}")
+    seen(f"written and read, MB/s: {', '.join(rates)}")
 
 
 def test_another_policy_by_a_reload(guest: Guest, seen: Seen) -> None:

@@ -481,6 +481,57 @@ def test_of_large_replies_the_last_one_is_kept() -> None:
     assert (other.reply, other.line) == (None, b"")  # it came in several datagrams: too large to be kept
 
 
+def test_of_large_replies_with_bulk_data_the_last_one_is_kept() -> None:
+    session = make()
+    knowns = []
+    for pid in range(3):
+        data = b'{"execute":"guest-exec-status","arguments":{"pid":%d}}\n' % pid
+        session.receive(data, 0.0)
+        session.answered(session.calls.pop(), {"exited": False}, 0.0)
+        session.written(len(session.output), 0.0)
+        request = session.hop(data)
+        assert request is not None and request.known is not None
+        value = {"exited": True, "out-data": Memory(b"x" * 9, kept=True), "err-data": b"e" * 9000}
+        session.answered(request, value, 0.0, b"r" * 5000)
+        session.written(len(session.output), 0.0)
+        knowns.append(request.known)
+    assert [(known.size, len(known.end) > 9000) for known in knowns] == [(0, False), (0, False), (9, True)]
+
+
+def knowing(session: Session, data: bytes) -> Request:
+    """A request whose reply is known, which its worker has now."""
+    session.receive(data, 0.0)
+    for value in ({"exited": False}, {"exited": True, "out-data": Memory(b"x" * 900, kept=True)}):
+        session.answered(session.calls.pop() if session.calls else hop(session, data), value, 0.0, b"reply")
+        session.written(len(session.output), 0.0)
+    return hop(session, data)
+
+
+def hop(session: Session, data: bytes) -> Request:
+    request = session.hop(data)
+    assert request is not None
+    return request
+
+
+def test_bulk_data_that_comes_again_for_nobody_is_dropped() -> None:
+    session = make()
+    request = knowing(session, b'{"execute":"guest-exec-status","arguments":{"pid":7}}\n')
+    session.disconnected()
+    session.repeated(request, 0.0, Memory(b"y" * 900))
+    assert not session.output and not session._stream and nothing_held(session)
+
+
+def test_a_host_that_goes_while_bulk_data_is_told_again_leaves_nothing() -> None:
+    session = make()
+    session.sink = lambda parts: 0
+    request = knowing(session, b'{"execute":"guest-exec-status","arguments":{"pid":7}}\n')
+    memory = Memory(b"y" * 3_000_000)
+    session.repeated(request, 0.0, memory)
+    assert session._stream and len(session.output) < 1_000_000
+    session.disconnected()
+    assert memory.closed == 1 and not session._stream and not session.output and nothing_held(session)
+
+
 @pytest.mark.parametrize(("out", "err", "again"), [
     (Memory(b"x" * 9, kept=True), None, True), (Memory(b"x" * 9), None, False), (Memory(b"", kept=True), None, False),
     (Memory(b"x" * 9, kept=True), Memory(b"x" * 9, kept=True), False), (b"xxx", None, False),
