@@ -305,6 +305,5 @@ def parts(memory: Memory, sizes: list[int], *, kept: bool) -> list[Blob]:
     if not kept and os.lseek(memory.fd, 0, os.SEEK_END) != sum(sizes):
         raise ProtocolViolation("bulk data of another size")
     mapped = kept and sum(sizes) <= SLOTS * SLOT
-    if len(sizes) == 1:
-        return [Blob(memory, 0, sizes[0], mapped=mapped, kept=mapped)]
-    return [Blob(memory, sum(sizes[:i]), size, mapped=mapped) for i, size in enumerate(sizes)]
+    alone = mapped and len(sizes) == 1
+    return [Blob(memory, sum(sizes[:i]), size, mapped=mapped, kept=alone) for i, size in enumerate(sizes)]

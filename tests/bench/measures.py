@@ -26,6 +26,7 @@ from tests.support.deadman import DeadMan
 from tests.support.peer import Peer
 
 MIB = 1 << 20
+STREAM = 20  # programs in an agent's turn, one after the other: turns are streams, as those of the other rows
 Rows = dict[str, Row]
 Pair = dict[str, Agent]
 
@@ -229,9 +230,7 @@ def programs(rows: Rows, effort: Effort) -> None:
     with both() as pair:
         for number in range(effort.rounds + 1):
             for who, agent in pair.items():
-                for _ in range(
-                    20
-                ):  # the agents' turns are a stream each, as everywhere here: nobody is asked once a second
+                for _ in range(STREAM):
                     begun = time.perf_counter()
                     run(agent, "/bin/true")
                     if number:
