@@ -453,3 +453,31 @@ def test_a_host_that_is_slow_at_the_end_of_a_reply_costs_no_worker(big: Path) ->
         assert base64.b64decode(json.loads(line)["return"]["buf-b64"]) == data
         assert agent.call("guest-file-seek", handle=handle, offset=0, whence="set") == {"position": 0, "eof": False}
         agent.call("guest-file-close", handle=handle)
+
+
+@pytest.mark.parametrize("left", [5_000_000, 2_400_000, 100_000])
+def test_a_front_killed_while_a_slow_host_reads_costs_no_file(big: Path, left: int) -> None:
+    """In the middle, when the worker has said all and waits for its slots to be taken, and when all was taken."""
+    with Agent("--policy", "qemu-ga") as agent:
+        client, handle = _slow(agent, big)
+        text = 0
+        while text < (8 << 20) * 4 // 3 - left:
+            text += len(client.socket.recv(1 << 16))
+        front, worker = agent.processes()["front"], agent.processes()["file"]
+        os.kill(front, signal.SIGKILL)
+        client.close()
+        following = wait_for(lambda: _greeted(agent), 10, "another front")
+        found = following.call("guest-file-seek", handle=handle, offset=0, whence="set")
+        assert found == {"position": 0, "eof": False}
+        reply = following.call("guest-file-read", handle=handle, count=2 * SLOT)
+        assert base64.b64decode(reply["buf-b64"]) == big.read_bytes()[: 2 * SLOT]
+        assert agent.processes()["file"] == worker and agent.processes()["front"] != front
+
+
+def _greeted(agent: Agent) -> Client | None:
+    try:
+        client = agent.connect()
+        client.sync(7)
+    except (OSError, EOFError):
+        return None
+    return client
